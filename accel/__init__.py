@@ -1,0 +1,33 @@
+"""The fast twin: Qwen2 in JAX, jit-compiled, on whatever device JAX finds.
+
+    import accel
+    model = accel.load("model.gguf")
+    for step in accel.stream_generate(model, "def fib(n):"):
+        print(step.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from accel.generate import generate, stream_generate
+from accel.model import ARITHMETICS, Model
+from formats import ModelFile, open_model
+
+__all__ = ["ARITHMETICS", "Model", "generate", "load", "stream_generate"]
+
+
+def load(model: str | Path | ModelFile, *, arith: str = ARITHMETICS[0], nfc: bool = True,
+         progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
+    """The fast engine for a model file (or a path to one); packs its weights onto the device.
+
+    ``nfc`` = False leaves text unnormalised, as llama.cpp does; ``progress(done, total)`` counts tensors.
+    Raises FormatError and ModelError as ``open_model``, InputError for an unknown arithmetic.
+    """
+    started = time.perf_counter()
+    file = model if isinstance(model, ModelFile) else open_model(model)
+    engine = Model(file, arith=arith, nfc=nfc, progress=progress)
+    engine.open_s = time.perf_counter() - started
+    return engine

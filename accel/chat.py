@@ -1,0 +1,171 @@
+"""Chat prompts: the model file's own Jinja template, rendered in a child process with limits.
+
+Content must not become control tokens, so before rendering each control token's spelling in content is
+replaced by one private-use character that occurs nowhere else; after rendering it is put back and its place
+noted. One character, so that no template can cut it in two, and JSON leaves it as it is. (A template that
+measures the length of content sees one character in place of such a spelling.)
+
+The child is ``chat_sandbox.py``; rendering never happens at load, only here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from formats.errors import InputError, TemplateError
+from formats.messages import checked_control_tokens, checked_messages, checked_tools
+from formats.protocol import Prompt
+
+SANDBOX = Path(__file__).with_name("chat_sandbox.py")
+MAX_TEMPLATE_BYTES = 64 << 10
+WALL_SECONDS = 5.0
+PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+"""Unicode's three private-use areas."""
+
+
+def render(messages: Sequence[Mapping[str, Any]], template: str, *, control_tokens: Sequence[str] = (),
+           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
+           special_in_content: bool = False, bos_token: str = "", eos_token: str = "",
+           now: datetime | None = None) -> Prompt:  # fmt: skip
+    """The prompt for ``messages`` (and ``tools``), as ``template`` renders it.
+
+    ``literal`` of the result lists where content (messages' text, tool definitions, names and arguments of
+    calls) spells one of ``control_tokens``; it is empty with ``special_in_content``, which lets content write
+    control tokens. ``now`` is the moment that the template's ``strftime_now`` shows, the present if None.
+    Raises InputError for messages that break the rules of ``formats/messages.py``, TemplateError for a
+    template that is missing, refused, fails, or exceeds a limit on time, memory or output.
+    """
+    check_template(template)
+    messages, tools = checked_messages(messages), checked_tools(tools)
+    spellings = [] if special_in_content else checked_control_tokens(control_tokens)
+    mask = placeholders(spellings, json.dumps([template, messages, tools], ensure_ascii=False))
+    request = {
+        "template": template,
+        "messages": [masked_message(message, mask) for message in messages],
+        "tools": masked(tools, mask),
+        "add_generation_prompt": bool(add_generation_prompt),
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "now": (now or datetime.now()).isoformat(),
+    }
+    return unmasked(rendered(run_child(request)), mask)
+
+
+def check_template(template: str) -> None:
+    """TemplateError for a template that is missing, not text, or longer than MAX_TEMPLATE_BYTES."""
+    if not isinstance(template, str) or not template:
+        raise TemplateError("the model has no chat template", where="tokenizer.chat_template",
+                            remedy="It is no chat model: give raw text as the prompt.")  # fmt: skip
+    try:
+        size = len(template.encode())
+    except UnicodeEncodeError:
+        raise failed("it is not valid Unicode") from None
+    if size > MAX_TEMPLATE_BYTES:
+        raise failed(f"it has {size} bytes, more than {MAX_TEMPLATE_BYTES}")
+
+
+def failed(reason: str) -> TemplateError:
+    """The one shape of this module's template errors."""
+    return TemplateError(f"the chat template did not render: {reason}", where="tokenizer.chat_template",
+                         remedy="Give the rendered text as a raw prompt, or use another model.")  # fmt: skip
+
+
+def placeholders(spellings: Sequence[str], everything: str) -> dict[str, str]:
+    """A private-use character that ``everything`` lacks for each spelling, longest spelling first."""
+    taken = set(everything)
+    free = (chr(code) for code in chain(*PRIVATE_USE) if chr(code) not in taken)
+    mask = dict(zip(spellings, free, strict=False))
+    if len(mask) < len(spellings):
+        raise InputError("the text uses up all private-use characters", where="messages",
+                         remedy="Remove them, or pass special_in_content=True.")  # fmt: skip
+    return mask
+
+
+def masked(value: Any, mask: Mapping[str, str]) -> Any:
+    """``value`` with every spelling in its strings and keys replaced, leftmost first, the longest winning."""
+    if not mask:
+        return value
+    pattern = re.compile("|".join(map(re.escape, mask)))
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda match: mask[match[0]], value)
+        if isinstance(value, dict):
+            return {walk(key): walk(item) for key, item in value.items()}
+        return [walk(item) for item in value] if isinstance(value, list) else value
+
+    return walk(value)
+
+
+def masked_message(message: dict[str, Any], mask: Mapping[str, str]) -> dict[str, Any]:
+    """A message with its content masked: not its role, nor the names of its fields and those of its calls."""
+    kept = ("role", "tool_calls")
+    fields = {key: value if key in kept else masked(value, mask) for key, value in message.items()}
+    if message.get("tool_calls"):
+        fields["tool_calls"] = [masked_call(call, mask) for call in message["tool_calls"]]
+    return fields
+
+
+def masked_call(call: dict[str, Any], mask: Mapping[str, str]) -> dict[str, Any]:
+    """A tool call, wrapped in ``function`` or not, with its values masked and its fields' names kept."""
+    return {key: masked_call(value, mask) if key == "function" else masked(value, mask)
+            for key, value in call.items()}  # fmt: skip
+
+
+def unmasked(text: str, mask: Mapping[str, str]) -> Prompt:
+    """The spellings back in place of their characters, and the range of each."""
+    if not mask:
+        return Prompt(text)
+    spelling_of = {character: spelling for spelling, character in mask.items()}
+    parts, literal, position = [], [], 0
+    for part in re.split("([" + "".join(spelling_of) + "])", text):
+        if part in spelling_of:
+            part = spelling_of[part]
+            literal.append((position, position + len(part)))
+        parts.append(part)
+        position += len(part)
+    return Prompt("".join(parts), tuple(literal))
+
+
+def run_child(request: dict[str, Any]) -> Any:
+    """The child's answer, ``{"text"}`` or ``{"error"}``; TemplateError if it was killed or crashed."""
+    try:
+        sent = json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError("a lone surrogate is not text", where="bos_token, eos_token",
+                         remedy="Pass the tokens as the vocabulary has them.") from None  # fmt: skip
+    try:
+        child = subprocess.run([sys.executable, "-I", "-B", str(SANDBOX)], input=sent, capture_output=True,
+                               env={}, cwd="/", timeout=WALL_SECONDS, check=False)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise failed(f"it took longer than {WALL_SECONDS:g} s") from None
+    except OSError as error:
+        raise failed(f"the sandbox could not be started ({error})") from error
+    if child.returncode == -signal.SIGXCPU:
+        raise failed("it used more than 2 s of processor time")
+    if child.returncode:
+        last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        raise failed(f"the sandbox ended with status {child.returncode} {last}".rstrip())
+    try:
+        return json.loads(child.stdout)
+    except ValueError:
+        return None
+
+
+def rendered(answer: Any) -> str:
+    """The text of the child's answer; TemplateError with its reason if it has none."""
+    match answer:
+        case {"text": str(text)}:
+            return text
+        case {"error": str(reason)}:
+            raise failed(reason)
+    raise failed("the sandbox gave no readable answer")

@@ -1,0 +1,118 @@
+"""Choosing a token on the device (twin of ``reference/sampler.py``; the rules stand in ``Sampling``).
+
+Sorting 152,000 logits is slow under XLA, so no filter sorts. A threshold is found bit by bit instead: the bits
+of a float, suitably flipped, order like an unsigned integer, and 32 rounds of "does the set above this value
+still hold enough?" give the exact k-th largest logit or the exact edge of the top-p set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.random import threefry_2x32
+
+from formats.protocol import Sampling
+
+
+class Settings(NamedTuple):
+    """``Sampling`` as device scalars, so that changing a setting compiles nothing."""
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repeat_penalty: jax.Array
+    key: jax.Array  # [2] uint32: the seed, high word first
+
+
+class Choice(NamedTuple):
+    """What the host needs to know about a step: a few numbers instead of the logits."""
+
+    token: jax.Array
+    finite: jax.Array
+    margin: jax.Array
+    logprob: jax.Array
+    top_ids: jax.Array
+    top_logprobs: jax.Array
+
+
+def settings_of(sampling: Sampling) -> Settings:
+    """Move the settings to the device."""
+    return Settings(
+        temperature=jnp.float32(sampling.temperature),
+        top_k=jnp.int32(min(sampling.top_k, np.iinfo(np.int32).max)),
+        top_p=jnp.float32(sampling.top_p),
+        min_p=jnp.float32(sampling.min_p),
+        repeat_penalty=jnp.float32(sampling.repeat_penalty),
+        key=jnp.array([sampling.seed >> 32, sampling.seed & 0xFFFFFFFF], jnp.uint32),
+    )
+
+
+def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.Array, n_top: int, *,
+           n_vocab: int) -> Choice:  # fmt: skip
+    """Choose the ``counter``-th token of an answer from raw logits; ``seen`` bool, both [n_rows].
+
+    Only the first ``n_vocab`` rows have a token; ``n_top`` most likely ones are reported.
+    """
+    logits, seen = logits[:n_vocab], seen[:n_vocab]
+    penalty = settings.repeat_penalty
+    penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    biased = jnp.where(seen, penalized, logits)
+    token = lax.cond(settings.temperature > 0, draw, lambda b, *_: jnp.argmax(b), biased, settings, counter)
+    ranked, ids = lax.top_k(logits, max(n_top, 2))
+    log_total = jax.nn.logsumexp(logits)
+    return Choice(
+        token=token,
+        finite=jnp.isfinite(logits).all(),
+        margin=ranked[0] - ranked[1],
+        logprob=logits[token] - log_total,
+        top_ids=ids[:n_top],
+        top_logprobs=ranked[:n_top] - log_total,
+    )
+
+
+def draw(logits: jax.Array, settings: Settings, counter: jax.Array) -> jax.Array:
+    """Temper, filter by top-k, top-p and min-p, and invert the cumulative distribution at one uniform."""
+    logits = logits / settings.temperature
+    n_vocab = logits.shape[0]
+
+    k = jnp.where(settings.top_k > 0, settings.top_k, n_vocab)
+    edge = threshold(logits, lambda above: above.sum() >= k)
+    logits = jnp.where(ordered_bits(logits) >= edge, logits, -jnp.inf)
+
+    probabilities = jax.nn.softmax(logits)
+    edge = threshold(probabilities, lambda above: jnp.where(above, probabilities, 0).sum() >= settings.top_p)
+    keep = (settings.top_p >= 1) | (ordered_bits(probabilities) >= edge)
+    logits = jnp.where(keep, logits, -jnp.inf)
+
+    logits = jnp.where(logits < logits.max() + jnp.log(settings.min_p), -jnp.inf, logits)
+    cumulative = jnp.cumsum(jax.nn.softmax(logits))
+    return jnp.argmax(cumulative > uniform(settings.key, counter) * cumulative[-1])
+
+
+def uniform(key: jax.Array, counter: jax.Array) -> jax.Array:
+    """A number in [0, 1) with 24 random bits from Threefry-2x32 at (0, counter)."""
+    words = threefry_2x32(key, jnp.stack([jnp.uint32(0), counter.astype(jnp.uint32)]))
+    return (words[0] >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def ordered_bits(x: jax.Array) -> jax.Array:
+    """f32 -> uint32 with the same order: flip all bits of a negative number, the sign bit of a positive."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def threshold(x: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The largest value t, as ordered bits, for which ``enough(x >= t)`` holds; built from the top bit down."""
+    keys = ordered_bits(x)
+
+    def settle_bit(i: jax.Array, t: jax.Array) -> jax.Array:
+        candidate = t | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        return jnp.where(enough(keys >= candidate), candidate, t)
+
+    return lax.fori_loop(0, 32, settle_bit, jnp.uint32(0))

@@ -1,0 +1,62 @@
+"""The two engines by name. An engine is a package that offers ``load``, ``generate``, ``stream_generate``.
+
+Packages are imported when they are asked for: the oracle starts without waiting for JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from assay.pull import locate
+from formats import InputError, ModelFile
+from formats.protocol import Generation, Prompt, Step
+from goldens import BUILTIN
+
+ENGINES = ("accel", "reference")
+BUILTIN_NAME = "builtin"
+
+
+def find(model: str | Path, **pull_options: Any) -> Path:
+    """The path of a model: the built-in one, an existing file, or a catalogue entry, pulled on first use."""
+    return BUILTIN if model == BUILTIN_NAME else locate(str(model), **pull_options)
+
+
+def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel", arith: str | None = None,
+         nfc: bool = True, cache_weights: bool = False,
+         progress: Callable[[int, int], None] | None = None) -> Any:  # fmt: skip
+    """An engine for a model: a path, a catalogue name (pulled on first use), ``"builtin"``, or an open file.
+
+    ``arith`` names the arithmetic (None: the engine's default), ``nfc`` = False leaves text unnormalised.
+    ``cache_weights`` is for the oracle, ``progress(done, total)`` for the accelerated engine. Raises InputError
+    for an unknown engine or arithmetic, SourceError, FormatError or ModelError for the model.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"there is no engine {engine!r}", where="--engine",
+                         remedy=f"Choose one of {', '.join(ENGINES)}")  # fmt: skip
+    options: dict[str, Any] = {"nfc": nfc}
+    if arith is not None:
+        options["arith"] = arith
+    if engine == "reference":
+        options["cache_weights"] = cache_weights
+    else:
+        options["progress"] = progress
+    file = model if isinstance(model, ModelFile) else find(model)
+    return import_module(engine).load(file, **options)
+
+
+def generate(model: Any, prompt: str | Prompt | Sequence[int], **options: Any) -> Generation:
+    """The ``generate`` of the engine that ``model`` belongs to; see there for the options."""
+    return package_of(model).generate(model, prompt, **options)
+
+
+def stream_generate(model: Any, prompt: str | Prompt | Sequence[int], **options: Any) -> Iterator[Step]:
+    """The ``stream_generate`` of the engine that ``model`` belongs to; see there for the options."""
+    return package_of(model).stream_generate(model, prompt, **options)
+
+
+def package_of(model: Any) -> Any:
+    """The engine package in which the model's class is defined."""
+    return import_module(type(model).__module__.split(".")[0])

@@ -1,0 +1,31 @@
+"""Bytes to arrays: model containers, block formats, and what a Qwen2 model file promises.
+
+    from formats import open_model
+    model = open_model("model.gguf")        # GGUF; one way in, whatever the container
+    model.config, model.vocabulary, model.chat_template
+    model.tensors["blk.0.attn_q.weight"].rows(0, 16)     # f32, decoded on demand
+"""
+
+from formats.errors import (
+    AssayError,
+    FormatError,
+    InputError,
+    ModelError,
+    NumericError,
+    SourceError,
+    TemplateError,
+)
+from formats.model_file import ModelFile, Tensor, open_model
+
+__all__ = [
+    "AssayError",
+    "FormatError",
+    "InputError",
+    "ModelError",
+    "ModelFile",
+    "NumericError",
+    "SourceError",
+    "TemplateError",
+    "Tensor",
+    "open_model",
+]

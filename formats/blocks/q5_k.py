@@ -1,0 +1,31 @@
+"""Q5_K: 256 elements in 176 bytes, 8 groups of 32, value = d * scale * q - dmin * min.
+
+    byte    0      2      4            16                  48                               176
+            +------+------+------------+-------------------+--------------------------------+
+            | d    | dmin | scales[12] | qh[32]            | qs[128]: four runs of 32 bytes,|
+            | f16  | f16  | as in Q4_K | bit g of byte j:  | low nibbles of run c: group 2c,|
+            |      |      |            | bit 4 of q of     | high nibbles: group 2c + 1     |
+            |      |      |            | element 32 g + j  | (bits 0..3 of q)               |
+            +------+------+------------+-------------------+--------------------------------+
+
+Source: block_q5_K in ggml-common.h.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formats.blocks.packing import half, planes
+from formats.blocks.q4_k import scales_and_mins
+from formats.blocks.quants import Quants
+
+HALVES_AT = (0, 2)
+
+
+def unpack(blocks: np.ndarray) -> Quants:
+    """uint8 ``[n_blocks, 176]`` -> q in 0..31, scale and min in 0..63, 8 groups."""
+    q = planes(blocks[:, 16:48], bits=1, run=32)
+    q <<= np.uint8(4)
+    q |= planes(blocks[:, 48:176], bits=4, run=32)
+    scale, minimum = scales_and_mins(blocks[:, 4:16])
+    return Quants(q.view(np.int8), scale, half(blocks, 0), minimum, half(blocks, 2))

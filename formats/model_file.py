@@ -1,0 +1,189 @@
+"""The one way in: ``open_model(path)`` turns a file into a :class:`ModelFile`, whatever container holds it.
+
+Opening reads the header, the hyper-parameters and the vocabulary, and checks that the file holds exactly the
+tensors the model needs, in the shapes it needs. No weight is touched: a tensor is decoded when its rows are
+asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from formats import blocks
+from formats.anatomy import Config, tensor_shapes
+from formats.errors import FormatError, InputError, ModelError
+from formats.ggml_types import GGMLType
+from formats.gguf import GGUF, read_gguf
+from formats.gguf_qwen2 import ARCHITECTURE, chat_template, config_of, vocabulary_of
+from formats.vocabulary import Vocabulary
+
+NAMED_AT_MOST = 4  # culprits listed in one error line
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named array that is still in its storage format.
+
+    ``raw()`` gives uint8 [n_rows, row_bytes]: the blocks of each row side by side, as the file holds them.
+    """
+
+    name: str
+    type: GGMLType
+    shape: tuple[int, ...]
+    path: Path
+    read: Callable[[], np.ndarray] = field(repr=False)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows along the first axis; a vector counts as one row."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    def raw(self) -> np.ndarray:
+        """The bytes, uint8 [n_rows, row_bytes], read-only."""
+        return self.read().reshape(self.n_rows, -1)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start:stop`` decoded to f32 [stop - start, row length].
+
+        Raises FormatError if a block scale (or an unquantised value) is NaN or infinite: one bad scale turns
+        every activation after it into NaN, and an argmax over NaN into token 0.
+        """
+        raw = self.raw()[start:stop]
+        self._require_finite(raw)
+        return blocks.dequantize(self.type.name, raw)
+
+    def decode(self) -> np.ndarray:
+        """The whole tensor, f32, in its own shape."""
+        return self.rows(0, self.n_rows).reshape(self.shape)
+
+    def check_finite(self) -> None:
+        """Raise FormatError if any scale in the tensor is NaN or infinite (``rows`` does so by itself)."""
+        self._require_finite(self.raw())
+
+    def _require_finite(self, raw: np.ndarray) -> None:
+        if not blocks.finite(self.type.name, raw):
+            raise FormatError("non-finite", f"a {self.type.name} scale or value is NaN or infinite",
+                              path=self.path, field=f"tensor {self.name!r}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A Qwen2 model as its file states it. Engines see this, never the container."""
+
+    path: Path
+    format: str
+    architecture: str
+    name: str
+    config: Config
+    vocabulary: Vocabulary
+    chat_template: str | None
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, object]
+    size: int
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the whole file, hexadecimal; read on first use (about 1 s a gigabyte)."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def check_ids(self, ids: Sequence[int], *, n_past: int = 0, max_tokens: int = 0) -> None:
+        """Raise InputError unless ``ids`` are one or more embedding rows that fit the context.
+
+        ``n_past`` tokens before them and ``max_tokens`` after them must fit as well: a prompt is never cut.
+        """
+        if not len(ids):
+            raise InputError("there are no tokens to read", where="prompt", remedy="Give at least one token")
+        if bad := [i for i in ids if not 0 <= i < self.config.n_vocab]:
+            raise InputError(f"token id {bad[0]} is outside the vocabulary of {self.config.n_vocab}",
+                             where="prompt", remedy="Encode the prompt with this model's tokenizer")  # fmt: skip
+        if max_tokens < 0:
+            raise InputError(f"{max_tokens} tokens cannot be generated", where="--max-tokens")
+        wanted = n_past + len(ids) + max_tokens
+        if wanted > self.config.context_length:
+            raise InputError(f"{n_past + len(ids)} tokens of prompt and {max_tokens} to generate exceed the "
+                             f"context of {self.config.context_length}", where="prompt",
+                             remedy="Shorten the prompt or --max-tokens; nothing is cut silently")  # fmt: skip
+
+    def census(self) -> dict[str, int]:
+        """Number of tensors of each storage type, e.g. ``{"Q4_K": 168, "F32": 141}``."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            counts[tensor.type.name] = counts.get(tensor.type.name, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def open_model(path: str | Path) -> ModelFile:
+    """Open a model file (GGUF v2 or v3, Qwen2 architecture) and check what it promises.
+
+    Raises FormatError if the bytes are not a well-formed container, ModelError if they are but do not hold a
+    model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
+    or wrongly shaped tensors, a vocabulary that does not fit.
+    """
+    gguf = read_gguf(path)
+    config = config_of(gguf)
+    tensors = {
+        info.name: Tensor(info.name, info.type, info.shape, gguf.path, _reader(gguf, info.name))
+        for info in gguf.tensors.values()
+    }
+    check_tensors(tensors, config, where=str(gguf.path))
+    vocabulary = vocabulary_of(gguf, n_rows=config.n_vocab)
+    return ModelFile(
+        path=gguf.path,
+        format="gguf",
+        architecture=ARCHITECTURE,
+        name=gguf.metadata.string("general.name", default=gguf.path.stem),
+        config=config,
+        vocabulary=vocabulary,
+        chat_template=chat_template(gguf),
+        tensors=tensors,
+        metadata=gguf.metadata,
+        size=gguf.size,
+        warnings=gguf.warnings,
+    )
+
+
+def _reader(gguf: GGUF, name: str) -> Callable[[], np.ndarray]:
+    return lambda: gguf.raw(name)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], config: Config, *, where: str) -> None:
+    """Raise ModelError unless ``tensors`` are exactly those of ``tensor_shapes(config)``, decodable.
+
+    A tensor too many is as fatal as one too few: a converter that renames a bias loses it, and a model
+    without its biases still produces fluent nonsense.
+    """
+    expected = tensor_shapes(config)
+    if missing := [name for name in expected if name not in tensors]:
+        raise ModelError(f"{len(missing)} tensors are missing: {_some(missing)}", where=where,
+                         remedy="The conversion lost them; convert again from the original")  # fmt: skip
+    if surplus := [name for name in tensors if name not in expected]:
+        raise ModelError(f"{len(surplus)} tensors are not part of a Qwen2 model: {_some(surplus)}",
+                         where=where, remedy="Running without them would not be this model")  # fmt: skip
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if tensors[name].shape != shape
+    ]
+    if wrong:
+        raise ModelError(f"{len(wrong)} tensors have the wrong shape: {_some(wrong)}", where=where,
+                         remedy="The hyper-parameters and the weights are not of one model")  # fmt: skip
+    foreign = [f"{t.name} ({t.type.name})" for t in tensors.values() if t.type.name not in blocks.DECODABLE]
+    if foreign:
+        raise ModelError(f"{len(foreign)} tensors are stored in types Assay cannot decode: {_some(foreign)}",
+                         where=where, remedy=f"It decodes {', '.join(blocks.DECODABLE)}")  # fmt: skip
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMED_AT_MOST])
+    return shown if len(names) <= NAMED_AT_MOST else f"{shown} and {len(names) - NAMED_AT_MOST} more"

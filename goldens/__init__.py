@@ -1,0 +1,6 @@
+"""Recorded truth: the built-in model and what is known about it. How each file was made stands in README.md."""
+
+from pathlib import Path
+
+BUILTIN = Path(__file__).with_name("builtin.gguf")
+"""The built-in model: the default of every command and the subject of every offline test."""

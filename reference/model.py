@@ -1,0 +1,158 @@
+"""Qwen2: a stack of layers, each adding to the residual stream first what attention, then what the
+feed-forward network makes of it.
+
+Read :func:`forward` from top to bottom: that is the whole model. Every intermediate value has a name
+(``formats.anatomy.STAGES``) and passes through ``tap``, which may look at it or replace it.
+
+Source: Qwen Team, "Qwen2 Technical Report", 2024 (a Llama-style decoder with biases on q, k and v).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from formats import ModelFile, NumericError
+from formats.protocol import Prompt, Tap
+from reference.arithmetic import Arithmetic, arithmetic
+from reference.attention import KVCache, attention
+from reference.chat import render
+from reference.linear import linear
+from reference.rms_norm import rms_norm
+from reference.rope import rotate, rotation_angles
+from reference.swiglu import silu
+from reference.tokenizer import Tokenizer
+from reference.weights import Weights
+
+
+def untapped(stage: str, layer: int | None, activation: np.ndarray) -> np.ndarray:
+    """The tap that does nothing."""
+    return activation
+
+
+def forward(ids: Sequence[int], weights: Weights, arith: Arithmetic, cache: KVCache, tap: Tap) -> np.ndarray:
+    """Read ``ids`` after the tokens already in ``cache``: the normalised residual stream of each.
+
+    Returns [n_tokens, hidden_size], ready for :func:`logits`. Extends the cache.
+    """
+    config = weights.model.config
+    positions = np.arange(len(cache.ids), len(cache.ids) + len(ids))
+    angles = rotation_angles(positions, config.head_dim, config.rope_theta)
+
+    x = tap("embedding", None, weights.embedding(np.asarray(ids), arith.dtype))
+    for layer in range(config.n_layers):
+        x = attention_block(x, layer, angles, weights, arith, cache, tap)
+        x = feed_forward_block(x, layer, weights, arith, tap)
+    cache.ids.extend(ids)
+    gain = weights.vector("output_norm.weight", arith.dtype)
+    return tap("final_norm", None, rms_norm(x, gain, config.rms_norm_eps))
+
+
+def attention_block(x: np.ndarray, layer: int, angles: np.ndarray, weights: Weights, arith: Arithmetic,
+                    cache: KVCache, tap: Tap) -> np.ndarray:  # fmt: skip
+    """x + W_o·attention(rope(W_q·h + b_q), rope(W_k·h + b_k), W_v·h + b_v), h = rms_norm(x).
+
+    x [n_tokens, hidden_size] -> same shape.
+    """
+    config, name = weights.model.config, f"blk.{layer}.".__add__
+    gain = weights.vector(name("attn_norm.weight"), arith.dtype)
+    h = tap("attn_norm", layer, rms_norm(x, gain, config.rms_norm_eps))
+
+    def project(which: str) -> np.ndarray:
+        y = tap(f"{which}_proj", layer, linear(h, weights, name(f"attn_{which}.weight"), arith))
+        return tap(f"{which}_bias", layer, y + weights.vector(name(f"attn_{which}.bias"), arith.dtype))
+
+    def heads(y: np.ndarray) -> np.ndarray:
+        return y.reshape(len(y), -1, config.head_dim)
+
+    q, k, v = project("q"), project("k"), project("v")
+    q = tap("q_rope", layer, rotate(heads(q), angles))
+    k = tap("k_rope", layer, rotate(heads(k), angles))
+    v = heads(v)
+    if arith.f16_cache:  # llama.cpp stores keys and values in f16, and meets them with an f16 query
+        q, k, v = (a.astype(np.float16).astype(arith.dtype) for a in (q, k, v))
+    mixed = attention(q, *cache.append(layer, k, v)).reshape(len(x), -1)
+    mixed = tap("attention", layer, mixed)
+    out = tap("attn_out", layer, linear(mixed, weights, name("attn_output.weight"), arith))
+    return tap("attn_residual", layer, x + out)
+
+
+def feed_forward_block(x: np.ndarray, layer: int, weights: Weights, arith: Arithmetic, tap: Tap) -> np.ndarray:
+    """x + W_down·(silu(W_gate·h) ⊙ W_up·h), h = rms_norm(x). x [n_tokens, hidden_size] -> same shape."""
+    name = f"blk.{layer}.".__add__
+    gain = weights.vector(name("ffn_norm.weight"), arith.dtype)
+    h = tap("ffn_norm", layer, rms_norm(x, gain, weights.model.config.rms_norm_eps))
+    gate = tap("ffn_gate", layer, linear(h, weights, name("ffn_gate.weight"), arith))
+    up = tap("ffn_up", layer, linear(h, weights, name("ffn_up.weight"), arith))
+    gated = tap("ffn_swiglu", layer, tap("ffn_silu", layer, silu(gate)) * up)
+    out = tap("ffn_out", layer, linear(gated, weights, name("ffn_down.weight"), arith))
+    return tap("ffn_residual", layer, x + out)
+
+
+def logits(x: np.ndarray, weights: Weights, arith: Arithmetic, tap: Tap) -> np.ndarray:
+    """A score for every token of the vocabulary: x [n_tokens, hidden_size] -> [n_tokens, n_vocab].
+
+    A tied model has no output matrix of its own; the embedding matrix serves, each row scoring its token.
+    """
+    name = "token_embd.weight" if weights.model.config.tied else "output.weight"
+    scores = tap("logits", None, linear(x, weights, name, arith))
+    if not np.isfinite(scores).all():
+        raise NumericError("a logit is NaN or infinite", where="stage logits",
+                           remedy="Trace the stages to find where it first appears")  # fmt: skip
+    return scores
+
+
+class Model:
+    """The oracle as an engine (``formats.protocol.Engine``): one model file in one arithmetic."""
+
+    def __init__(self, file: ModelFile, *, arith: str = "f32", cache_weights: bool = False,
+                 nfc: bool = True) -> None:  # fmt: skip
+        self.file = file
+        self.arith = arithmetic(arith)
+        self.weights = Weights(file, cache=cache_weights)
+        self.tokenizer = Tokenizer(file.vocabulary, nfc=nfc)
+        self.open_s = 0.0
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], *,
+                    tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:  # fmt: skip
+        """The prompt for a conversation, by the file's own template; errors as ``chat.render``."""
+        vocabulary = self.file.vocabulary
+        return render(messages, self.file.chat_template or "", tools=tools,
+                      control_tokens=vocabulary.control_tokens,
+                      bos_token=vocabulary.text_of(vocabulary.bos_id),
+                      eos_token=vocabulary.text_of(vocabulary.eos_id))  # fmt: skip
+
+    def new_cache(self) -> KVCache:
+        """An empty cache."""
+        return KVCache(self.file.config.n_layers)
+
+    def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
+        """Logits [n_tokens, n_vocab] of every position of a sequence that starts at position 0."""
+        return self._read(ids, self.new_cache(), tap or untapped)
+
+    def prefill(self, ids: Sequence[int], cache: KVCache | None = None) -> tuple[np.ndarray, KVCache]:
+        """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
+        cache = self.new_cache() if cache is None else cache
+        return self._read(ids, cache, untapped, last_only=True)[0], cache
+
+    def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
+        """Append one token; logits [n_vocab] after it, and the cache."""
+        return self.prefill([token], cache)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What could make two runs of this engine differ."""
+        return {
+            "engine": "reference",
+            "arith": self.arith.name,
+            "dtype": self.arith.dtype.name,
+            "device": platform.machine(),
+            "numpy": np.__version__,
+        }
+
+    def _read(self, ids: Sequence[int], cache: KVCache, tap: Tap, *, last_only: bool = False) -> np.ndarray:
+        self.file.check_ids(ids, n_past=len(cache.ids))
+        x = forward(ids, self.weights, self.arith, cache, tap)
+        return logits(x[-1:] if last_only else x, self.weights, self.arith, tap)

@@ -1,0 +1,24 @@
+"""Shared by all tests: the folder of test-only modules, and the real models for ``-m real``."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def real_05b() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct Q4_K_M, pulled on first use."""
+    from assay.engines import find
+
+    return find("qwen2.5-coder-0.5b")
+
+
+@pytest.fixture(scope="session")
+def real_15b() -> Path:
+    """Qwen2.5-Coder-1.5B-Instruct Q4_K_M, pulled on first use."""
+    from assay.engines import find
+
+    return find("qwen2.5-coder-1.5b")

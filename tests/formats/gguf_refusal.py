@@ -1,0 +1,33 @@
+"""What every refusal of the GGUF reader has to be: a FormatError of one line, at once, at no cost."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from formats.errors import FormatError
+from formats.gguf import read_gguf
+
+MAX_SECONDS = 1.0
+MAX_BYTES = 64 << 20
+
+
+def refused(path: Path, code: str | None = None, **options: bool) -> FormatError:
+    """The error with which the reader refuses ``path``, within the bounds every refusal has to keep."""
+    tracemalloc.start()
+    begin = time.perf_counter()
+    try:
+        with pytest.raises(FormatError) as caught:
+            read_gguf(path, **options)
+        seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    error = caught.value
+    assert code is None or error.code == code, str(error)
+    assert seconds < MAX_SECONDS and peak < MAX_BYTES
+    text = str(error)
+    assert text.isprintable() and len(text) < 2000 and error.remedy and error.field
+    return error

@@ -1,0 +1,81 @@
+"""The two tokenizers share no code, so where they agree on everything, a slip would have to be made twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer_corpus import SAMPLES, mixed_text, prompts, tiny_vocabulary
+
+import accel.tokenizer
+import reference.tokenizer
+from formats.protocol import Prompt
+from formats.vocabulary import NORMAL
+
+VOCABULARY = tiny_vocabulary()
+TWINS = {
+    nfc: (reference.tokenizer.Tokenizer(VOCABULARY, nfc=nfc), accel.tokenizer.Tokenizer(VOCABULARY, nfc=nfc))
+    for nfc in (False, True)
+}
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+@pytest.mark.parametrize("language", SAMPLES)
+def test_samples(language: str, nfc: bool) -> None:
+    oracle, fast = TWINS[nfc]
+    for special in (False, True):
+        text = SAMPLES[language]
+        assert fast.encode(text, special=special) == oracle.encode(text, special=special)
+
+
+@pytest.mark.parametrize("nfc", [False, True])
+def test_mixed_text(nfc: bool) -> None:
+    oracle, fast = TWINS[nfc]
+    text = mixed_text(100_000)
+    for start in range(0, len(text), 500):  # a failure shows 500 characters, not all
+        assert fast.encode(text[start : start + 500]) == oracle.encode(text[start : start + 500])
+    assert fast.encode(text) == oracle.encode(text)
+
+
+@settings(max_examples=300)
+@given(prompts(), st.booleans(), st.booleans(), st.booleans())
+def test_encoding(prompt: Prompt, nfc: bool, special: bool, bos: bool) -> None:
+    oracle, fast = TWINS[nfc]
+    assert fast.encode(prompt, special=special, bos=bos) == oracle.encode(prompt, special=special, bos=bos)
+
+
+@given(st.lists(st.integers(0, len(VOCABULARY) - 1)), st.booleans())
+def test_decoding(ids: list[int], special: bool) -> None:
+    oracle, fast = TWINS[True]
+    assert fast.decode(ids, special=special) == oracle.decode(ids, special=special)
+    streams = oracle.stream(special=special), fast.stream(special=special)
+    for token_id in ids:
+        assert streams[0].push(token_id) == streams[1].push(token_id)
+    assert streams[0].flush() == streams[1].flush()
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_arbitrary_merge_lists(data: st.DataObject) -> None:
+    """Merges in any order, several ways to one product, some listed twice: files may hold them."""
+    symbols = ["a", "b", "Ã"]  # Ã is the first byte of é
+    lines = []
+    for _ in range(data.draw(st.integers(1, 15))):
+        left, right = (data.draw(st.sampled_from(symbols)) for _ in range(2))
+        lines.append(f"{left} {right}")
+        symbols.append(left + right)
+    lines = data.draw(st.permutations([*lines, *lines[:2]]))
+    bytes_only = [t for t in VOCABULARY.tokens[:256] if len(t) == 1]
+    tokens = list(dict.fromkeys([*bytes_only, *symbols]))
+    vocabulary = replace(VOCABULARY, tokens=tokens, kinds=[NORMAL] * len(tokens), merges=lines)
+    oracle, fast = reference.tokenizer.Tokenizer(vocabulary), accel.tokenizer.Tokenizer(vocabulary)
+    text = data.draw(st.text("abé", max_size=30))
+    assert fast.encode(text) == oracle.encode(text)
+
+
+def test_every_token_has_the_same_bytes() -> None:
+    oracle, fast = TWINS[True]
+    for token_id in range(len(VOCABULARY)):
+        assert fast.bytes_of(token_id) == oracle.bytes_of(token_id)
