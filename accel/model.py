@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from jax import lax
 from jax.experimental import io_callback
@@ -195,7 +195,7 @@ class Model:
             "dtype": "float32",
             "device": f"{device.platform}:{device.device_kind}",
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": version("jaxlib"),
         }
 
     def _run(self, key: tuple[Any, ...], function: Any, *arguments: Any, n_static: int = 0) -> Any:

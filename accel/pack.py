@@ -58,9 +58,9 @@ def stack_matrices(tensors: Sequence[Tensor]) -> Stack:
     for name in types:
         members = [t for t in tensors if t.type.name == name]
         stacked = np.empty((len(members), *members[0].raw().shape), np.uint8)
-        for place, tensor in zip(stacked, members, strict=True):
+        for i, tensor in enumerate(members):
             tensor.check_finite()
-            place[:] = tensor.raw()
+            stacked[i] = tensor.raw()
         blocks.append(jnp.asarray(stacked))
     return Stack(tuple(blocks), jnp.asarray(kind), jnp.asarray(slot), types)
 

@@ -9,8 +9,8 @@ import os
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from assay.commands import chat, inspect, pull, run, tokenize
 from formats import AssayError
@@ -57,9 +57,10 @@ def main() -> None:
         code = app(standalone_mode=False)
     except AssayError as error:
         code = fail(str(error), error.exit_code, error)
-    except click.exceptions.UsageError as error:
-        code = fail(f"{error.format_message()} (try --help)", 2)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except TyperException as error:
+        message = error.format_message()  # empty where the help text was the answer
+        code = fail(f"{message} (try --help)", 2) if message else 2
+    except (typer.Abort, KeyboardInterrupt):
         code = fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone; there is nobody left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

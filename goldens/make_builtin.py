@@ -118,7 +118,9 @@ def train_vocabulary() -> tuple[list[str], list[int], list[str]]:
     bytes_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_level])  # type: ignore[attr-defined]
     trainer = trainers.BpeTrainer(
-        vocab_size=N_VOCAB - len(SPECIALS) - len(USER_DEFINED), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=N_VOCAB - len(SPECIALS) - len(USER_DEFINED),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([CORPUS], trainer)
     learnt = json.loads(tokenizer.to_str())["model"]

@@ -194,8 +194,8 @@ def pre_tokens(text: str) -> Iterator[str]:
 def merge(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding of a pre-token in the byte alphabet; it begins as one symbol a byte.
 
-    Of all neighbouring pairs on the list glue the one with the lowest rank, of equals the leftmost, until none
-    is on the list. Pairs wait in a heap: to look through all each time is O(n^2), a hang for a long word.
+    Of all neighbouring pairs on the list glue the one with the lowest rank, of equals the leftmost, until
+    none is left. Pairs wait in a heap: looking through all each time is O(n^2), a hang for a long word.
     """
     symbol = list(word)  # symbol[i] begins at byte i; "" once it is glued to the one before
     begin = list(range(-1, len(word)))  # begin[j]: where the symbol that ends at byte j begins

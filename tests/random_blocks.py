@@ -1,6 +1,7 @@
 """Random blocks of any storage type: every byte random and non-zero, every scale finite, extremes included."""
 
 import numpy as np
+
 from formats.ggml_types import BY_NAME
 
 HALVES = {

@@ -32,6 +32,8 @@ def command(
     for section, values in facts.items():
         for name, value in (values if isinstance(values, dict) else {section: values}).items():
             shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+            if name == "chat_template" and value is not None:
+                shown = f"{len(value)} characters (--json shows it)"
             table.add_row(f"{section}.{name}" if isinstance(values, dict) else name, shown)
     Console().print(table)
 

@@ -12,17 +12,26 @@ from assay.progress import bar
 from formats import open_model
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (pulled on first use), or builtin.")
+    str, typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (fetched on first use), builtin.")
 ]
 Engine = Annotated[str, typer.Option("--engine", "-e", help="accel (JAX, fast) or reference (NumPy, the oracle).")]
 Arith = Annotated[
     str | None, typer.Option("--arith", help="Arithmetic: reference f64, f32, ggml; accel f32. Default f32.")
 ]
 NFC = Annotated[
-    bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC first, as the model was trained; llama.cpp does not.")
+    bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")
 ]
 CacheWeights = Annotated[
     bool, typer.Option("--cache-weights", help="reference: keep decoded weights (4 bytes each): more memory, faster.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", "--temp", help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability.")]
+MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the likeliest.")]
+RepeatPenalty = Annotated[float, typer.Option(help="Make tokens already seen less likely; 1 is off.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same text, on either engine.")]
+Special = Annotated[
+    bool, typer.Option("--special/--no-special", help="Read <|im_start|> and its kin as control tokens.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DEFAULT_MODEL = BUILTIN_NAME

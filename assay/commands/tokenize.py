@@ -20,9 +20,7 @@ def command(
     text: Annotated[str, typer.Argument(help="The text.")],
     model: options.Model = options.DEFAULT_MODEL,
     engine: options.Engine = "accel",
-    special: Annotated[
-        bool, typer.Option("--special/--no-special", help="Read <|im_start|> and its kin as control tokens.")
-    ] = True,
+    special: options.Special = True,
     nfc: options.NFC = True,
     as_json: options.Json = False,
 ) -> None:

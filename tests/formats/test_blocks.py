@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from formats import ModelError, blocks
-from formats.ggml_types import BY_ID, BY_NAME
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from random_blocks import HALVES, random_blocks
+
+from formats import ModelError, blocks
+from formats.ggml_types import BY_ID, BY_NAME
 
 QUANTISED = [name for name in blocks.DECODABLE if name not in ("F32", "F16", "BF16")]
 

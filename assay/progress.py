@@ -1,0 +1,37 @@
+"""A progress bar on standard error, if that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from assay.durable import Progress as Callback
+from assay.durable import quiet
+
+
+@contextmanager
+def bar() -> Iterator[Callback]:
+    """A callback ``progress(done, total, label)`` that draws one bar; a new label starts it anew.
+
+    The bar vanishes at the end. Where standard error is no terminal the callback does nothing.
+    """
+    if not sys.stderr.isatty():
+        yield quiet
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None, visible=False)
+        shown = ""
+
+        def show(done: int, total: int, label: str) -> None:
+            nonlocal shown
+            if label != shown:
+                progress.reset(task, total=total, description=label, visible=True)
+                shown = label
+            progress.update(task, completed=done, total=total)
+
+        yield show
