@@ -117,7 +117,7 @@ class Model:
         self.params = pack(file, progress)
         self.open_s = self.compile_s = 0.0
         self._programs: dict[tuple[Any, ...], Any] = {}
-        self._turns = rope_table(1, file.config.head_dim, file.config.rope_theta)
+        self._rope_tables: dict[int, jax.Array] = {}
         self._read_last = jax.jit(partial(read_last, file.config), donate_argnums=(5, 6))
         self._read_all = jax.jit(partial(read_all, file.config, untapped))
         self._read_tapped = jax.jit(partial(read_all, file.config, self._device_tap))
@@ -157,11 +157,11 @@ class Model:
         self.file.check_ids(ids)
         cache = self.new_cache()
         padded = pad(ids, 1 << max(4, (len(ids) - 1).bit_length()))
-        self._reserve(cache, len(padded))
+        cache.reserve(len(padded))
         self._tap, self._n_shown = tap, len(ids)
         name, function = ("tapped", self._read_tapped) if tap else ("all", self._read_all)
         key = (name, len(padded), cache.capacity)
-        logits = self._run(key, function, self.params, padded, self._turns, cache.k, cache.v)
+        logits = self._run(key, function, self.params, padded, self._turns(cache), cache.k, cache.v)
         return finite_logits(logits)[: len(ids)]
 
     def read(self, ids: Sequence[int], cache: KVCache) -> jax.Array:
@@ -172,11 +172,11 @@ class Model:
             piece = ids[at : at + CHUNKS[-1]]
             padded = pad(piece, next(length for length in CHUNKS if length >= len(piece)))
             start = len(cache.ids)
-            self._reserve(cache, start + len(padded))
+            cache.reserve(start + len(padded))
             key = ("last", len(padded), cache.capacity)
             logits, cache.k, cache.v = self._run(
                 key, self._read_last, self.params, padded, np.int32(len(piece)), np.int32(start),
-                self._turns, cache.k, cache.v,
+                self._turns(cache), cache.k, cache.v,
             )  # fmt: skip
             cache.ids.extend(piece)
         return logits
@@ -206,12 +206,12 @@ class Model:
             self.compile_s += time.perf_counter() - started
         return self._programs[key](*arguments[: len(arguments) - n_static])
 
-    def _reserve(self, cache: KVCache, n_tokens: int) -> None:
-        """Make room in the cache and in the RoPE table: a slice past either's end would be moved, silently."""
-        cache.reserve(n_tokens)
-        if len(self._turns) < cache.capacity:
+    def _turns(self, cache: KVCache) -> jax.Array:
+        """The RoPE table as long as the cache: a slice past its end would be moved, silently."""
+        if cache.capacity not in self._rope_tables:
             config = self.file.config
-            self._turns = rope_table(cache.capacity, config.head_dim, config.rope_theta)
+            self._rope_tables[cache.capacity] = rope_table(cache.capacity, config.head_dim, config.rope_theta)
+        return self._rope_tables[cache.capacity]
 
     def _device_tap(self, stage: str, layer: jax.Array | int, activation: jax.Array) -> jax.Array:
         """A tap for inside a compiled program: hands the activation to the host's tap and takes one back."""

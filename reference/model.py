@@ -154,5 +154,6 @@ class Model:
 
     def _read(self, ids: Sequence[int], cache: KVCache, tap: Tap, *, last_only: bool = False) -> np.ndarray:
         self.file.check_ids(ids, n_past=len(cache.ids))
-        x = forward(ids, self.weights, self.arith, cache, tap)
-        return logits(x[-1:] if last_only else x, self.weights, self.arith, tap)
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinity on the way ends in a NumericError
+            x = forward(ids, self.weights, self.arith, cache, tap)
+            return logits(x[-1:] if last_only else x, self.weights, self.arith, tap)

@@ -21,11 +21,11 @@ MASK = 0xFFFFFFFF
 def threefry(seed: int, counter: int) -> int:
     """The first of the two 32-bit words of Threefry-2x32-20 with key = the seed's 64 bits (high, low).
 
-    The counter block is (0, counter). Twenty rounds of add, rotate, xor, with a key word added every four.
+    The counter's 64 bits (high, low) are the block. Twenty rounds of add, rotate, xor, with a key word added every four.
     """
     k0, k1 = (seed >> 32) & MASK, seed & MASK
     keys = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)
-    a, b = keys[0], (counter + keys[1]) & MASK
+    a, b = ((counter >> 32) + keys[0]) & MASK, (counter + keys[1]) & MASK
     for i in range(20):
         r = ROTATIONS[i % 8]
         a = (a + b) & MASK
@@ -43,9 +43,12 @@ def uniform(seed: int, counter: int) -> float:
 
 
 def penalize(logits: np.ndarray, seen: set[int], penalty: float) -> np.ndarray:
-    """Logits of ids in ``seen`` divided by ``penalty`` where positive, multiplied where negative. [n_vocab]"""
+    """Logits of ids in ``seen`` divided by ``penalty`` where positive, multiplied where negative. [n_vocab]
+
+    A prompt given as ids may hold padding rows of the embedding, which have no logit.
+    """
     out = logits.copy()
-    ids = np.fromiter(seen, dtype=np.int64, count=len(seen))
+    ids = np.array([i for i in seen if i < len(logits)], dtype=np.int64)
     out[ids] = np.where(out[ids] > 0, out[ids] / penalty, out[ids] * penalty)
     return out
 

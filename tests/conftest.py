@@ -22,3 +22,33 @@ def real_15b() -> Path:
     from assay.engines import find
 
     return find("qwen2.5-coder-1.5b")
+
+
+sys.path.insert(0, str(Path(__file__).parent / "formats"))  # model_builder
+
+
+@pytest.fixture(scope="session")
+def builtin_f64():
+    """The oracle of the built-in model in f64: truth."""
+    import reference
+    from goldens import BUILTIN
+
+    return reference.load(BUILTIN, arith="f64", cache_weights=True)
+
+
+@pytest.fixture(scope="session")
+def builtin_f32():
+    """The oracle of the built-in model in f32."""
+    import reference
+    from goldens import BUILTIN
+
+    return reference.load(BUILTIN, arith="f32", cache_weights=True)
+
+
+@pytest.fixture(scope="session")
+def builtin_accel():
+    """The accelerated engine of the built-in model, one for all tests: each program takes a second to compile."""
+    import accel
+    from goldens import BUILTIN
+
+    return accel.load(BUILTIN)

@@ -122,3 +122,18 @@ def test_an_undecodable_type_is_a_model_error(call) -> None:
 def test_rows_that_are_not_whole_blocks_are_a_model_error() -> None:
     with pytest.raises(ModelError, match="multiple of 144"):
         blocks.dequantize("Q4_K", np.zeros((1, 145), np.uint8))
+
+
+@pytest.mark.parametrize("type_name", blocks.DECODABLE)
+def test_any_leading_axes_are_kept_even_empty_ones(type_name: str) -> None:
+    kind = BY_NAME[type_name]
+    raw = random_blocks(type_name, 12).reshape(2, 3, 2 * kind.block_bytes)
+    flat = blocks.dequantize(type_name, raw.reshape(-1))
+    assert np.array_equal(blocks.dequantize(type_name, raw), flat.reshape(2, 3, 2 * kind.block_elements))
+    assert blocks.dequantize(type_name, raw[:, :0]).shape == (2, 0, 2 * kind.block_elements)
+
+
+def test_an_infinite_scale_decodes_without_a_warning() -> None:
+    y = by_hand("Q4_K", {0: [0x00, 0x7C], 4: [1], 16: [0x01]})  # d = inf; q[0] = 1, q[1] = 0
+    assert y[0] == np.inf
+    assert np.isnan(y[1])  # inf * 0, which NumPy would warn about and `filterwarnings = error` would raise

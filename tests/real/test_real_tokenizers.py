@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import xllamacpp
 from tokenizer_corpus import SAMPLES, mixed_text
 
 import accel.tokenizer
@@ -46,7 +47,7 @@ def normalising(vocabulary: Vocabulary) -> Twins:
 
 @pytest.fixture(scope="module")
 def llama_cpp(real_05b: Path) -> LlamaCpp:
-    xllamacpp = pytest.importorskip("xllamacpp")
+    xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(real_05b)
     params.n_ctx, params.n_parallel, params.warmup = 64, 1, False

