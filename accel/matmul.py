@@ -1,8 +1,14 @@
-"""The matrix product with quantised weights: ``matmul(x, stack, layer)``, and nobody else sees a block.
+"""The matrix product with quantised weights. Model code calls ``matmul(x, stack, layer)`` and sees no block.
 
-Exact arithmetic (``f32``): a layer's matrix is decoded to f32 inside the compiled step, used, and forgotten,
-so the device never holds more than one decoded matrix. Decoding is exact, so only the order of the f32 sums
-differs from the oracle's.
+Three ways, chosen by the arithmetic and by how many tokens there are:
+
+    fast, one token     integer dots (``accel/dots.py``): activations in 8 bits, the weights' own integers; exact to
+                        the ggml arithmetic but for the order in which f32 partial sums are added
+    fast, many tokens   the layer's weights decoded to bf16 once, one bf16 dot with f32 accumulation
+    f32                 the same two shapes in f32: no activation is rounded; the oracle's numbers to rounding
+
+The order of the inputs in a dot is free. Decoded weights therefore keep the order of the planes, [element, group],
+and the activations are permuted instead: they are few.
 """
 
 from __future__ import annotations
@@ -12,40 +18,113 @@ import jax.numpy as jnp
 from jax import lax
 
 from accel.blocks import dequantize
-from accel.pack import Stack
+from accel.dots import elements, group_dot
+from accel.layout import LAYOUTS
+from accel.pack import Packed, Stack
+from accel.quantize import quantize
 
-OUTPUT_SLICES = 32  # the output matrix is decoded in this many slices of rows: whole, it is a gigabyte of f32
+FEW_TOKENS = 4
+"""Up to so many tokens are multiplied one by one: decoding the weights would cost more than it saves."""
 
 
-def matmul(x: jax.Array, stack: Stack, layer: jax.Array | int) -> jax.Array:
+def matmul(x: jax.Array, stack: Stack, layer: jax.Array, arith: str) -> jax.Array:
     """W·x[t] for the matrix of ``layer``: x f32 [n_tokens, in_features] -> f32 [n_tokens, out_features]."""
 
-    def of_type(kind: int):
-        def product(slot: jax.Array) -> jax.Array:
-            raw = lax.dynamic_index_in_dim(stack.blocks[kind], slot, keepdims=False)
-            return dot(x, dequantize(stack.types[kind], raw))
+    def of_part(part: Packed):
+        return lambda slot: product(x, part, slot, arith)
 
-        return product
-
-    branches = [of_type(kind) for kind in range(len(stack.types))]
+    branches = [of_part(part) for part in stack.parts]
     slot = stack.slot[layer]
     return branches[0](slot) if len(branches) == 1 else lax.switch(stack.kind[layer], branches, slot)
 
 
-def matmul_tall(x: jax.Array, stack: Stack) -> jax.Array:
-    """W·x[t] for a single matrix with very many rows (the output projection), slice of rows by slice."""
-    raw = stack.blocks[0][0]
-    n_slices = next(n for n in range(OUTPUT_SLICES, 0, -1) if raw.shape[0] % n == 0)
-    slices = raw.reshape(n_slices, -1, raw.shape[1])
-    parts = lax.map(lambda rows: dot(x, dequantize(stack.types[0], rows)), slices)
+def matmul_slices(x: jax.Array, packed: Packed, arith: str) -> jax.Array:
+    """W·x[t] for a tall matrix packed in slices of rows: f32 [n_tokens, all rows]."""
+    n_slots = jax.tree.leaves(packed)[0].shape[0]
+    parts = lax.map(lambda slot: product(x, packed, slot, arith), jnp.arange(n_slots))
     return jnp.moveaxis(parts, 0, 1).reshape(x.shape[0], -1)
 
 
-def lookup(stack: Stack, ids: jax.Array) -> jax.Array:
-    """Rows ``ids`` [n_tokens] of a single matrix (the embedding): f32 [n_tokens, hidden_size]."""
-    return dequantize(stack.types[0], stack.blocks[0][0, ids])
+def lookup(packed: Packed, ids: jax.Array) -> jax.Array:
+    """Rows ``ids`` [n_tokens] of a matrix packed in slices (the embedding): f32 [n_tokens, in_features]."""
+    n_rows = packed.fields["raw"].shape[1] if "raw" in packed.fields else packed.low[0].shape[2]
+    slot, row = ids // n_rows, ids % n_rows
+    if "raw" in packed.fields:
+        return dequantize(packed.type, packed.fields["raw"][slot, row])
+    columns = jax.tree.map(lambda a: a[slot, :, row].T, packed)  # planes [n_groups, n_tokens]: tokens as outputs
+    return jnp.transpose(decode(columns, jnp.float32), (2, 1, 0)).reshape(ids.shape[0], -1)
 
 
-def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x·Wᵀ in f32 proper: the default precision of some devices would round the operands first."""
-    return lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+def product(x: jax.Array, packed: Packed, slot: jax.Array, arith: str) -> jax.Array:
+    """W·x[t] for the matrix in ``slot``: [n_tokens, in_features] -> f32 [n_tokens, out_features]."""
+    one = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, slot, keepdims=False), packed)
+    if "raw" in one.fields:
+        w = dequantize(one.type, one.fields["raw"])
+        return lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+    if x.shape[0] <= FEW_TOKENS:
+        multiply = integer_product if arith == "fast" else float_product
+        return jnp.stack([multiply(row, one) for row in x])
+    dtype = jnp.dtype(jnp.bfloat16 if arith == "fast" else jnp.float32)
+    return dense_product(x.astype(dtype), decode(one, dtype))
+
+
+def integer_product(x: jax.Array, w: Packed) -> jax.Array:
+    """W·x with 8-bit activations: Σ_g d_x·(d·scale)·Σ(q·q_x) − (dmin·min)·Σx. x [in_features] -> [out_features]."""
+    layout = LAYOUTS[w.type]
+    a = quantize(x, layout.activation, layout.group)
+    dots = group_dot(w.type, w.low, w.high, a.q).astype(jnp.float32)
+    return sum_groups(dots, a.d, a.sums, w)
+
+
+def float_product(x: jax.Array, w: Packed) -> jax.Array:
+    """W·x in f32, group by group: no activation is rounded. x [in_features] -> [out_features]."""
+    groups = x.reshape(-1, LAYOUTS[w.type].group)
+    dots = jnp.float32(0)
+    for e, q in enumerate(elements(w.type, w.low, w.high)):
+        dots += q.astype(jnp.float32) * groups[:, e, None]
+    return sum_groups(dots, jnp.ones(len(groups), jnp.float32), groups.sum(1), w)
+
+
+def sum_groups(dots: jax.Array, d: jax.Array, sums: jax.Array, w: Packed) -> jax.Array:
+    """Scale each group's dot [n_groups, out], take off its minimum, and add up the groups: [out].
+
+    The scaling belongs to the fused loop over planes. The sum over groups is a dot with ones, which is faster
+    here than ``sum`` and keeps a reduction out of that loop.
+    """
+    scale, minimum = scales(w)
+    parts = dots * (scale * d[:, None])
+    if minimum is not None:
+        parts -= minimum * sums[:, None]
+    return lax.dot(jnp.ones((1, len(parts)), jnp.float32), parts, precision=lax.Precision.HIGHEST)[0]
+
+
+def scales(w: Packed) -> tuple[jax.Array, jax.Array | None]:
+    """d·scale and dmin·min of each group, f32 [n_groups, out]; None for a type without a minimum."""
+    n_groups = w.low[0].shape[0]
+
+    def each_group(d: jax.Array) -> jax.Array:
+        spread = jnp.broadcast_to(d[:, None], (len(d), n_groups // len(d), d.shape[1]))
+        return spread.reshape(n_groups, -1).astype(jnp.float32)
+
+    scale = each_group(w.fields["d"])
+    if "scale" in w.fields:
+        scale = scale * w.fields["scale"].astype(jnp.float32)
+    if "dmin" not in w.fields:
+        return scale, None
+    minimum = each_group(w.fields["dmin"])
+    return scale, minimum * w.fields["min"].astype(jnp.float32) if "min" in w.fields else minimum
+
+
+def decode(w: Packed, dtype: jnp.dtype | type) -> jax.Array:
+    """The matrix as numbers in the order of the planes: [group, n_groups, out], rounded once to ``dtype``."""
+    scale, minimum = scales(w)
+    offset = jnp.float32(0) if minimum is None else minimum
+    return jnp.stack([(q.astype(jnp.float32) * scale - offset).astype(dtype) for q in elements(w.type, w.low, w.high)])
+
+
+def dense_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [n_tokens, in_features] times decoded weights [group, n_groups, out], accumulated in f32."""
+    group, n_groups, n_out = w.shape
+    permuted = x.reshape(-1, n_groups, group).swapaxes(1, 2).reshape(len(x), -1)
+    return lax.dot(permuted, w.reshape(-1, n_out), precision=lax.Precision.HIGHEST,
+                   preferred_element_type=jnp.float32)  # fmt: skip

