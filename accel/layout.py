@@ -63,7 +63,7 @@ Planes = dict[str, np.ndarray]
 
 
 def planes_of(type_name: str, raw: np.ndarray) -> Planes:
-    """Rows of blocks, uint8 [N, row_bytes], re-ordered into planes. Source: the layouts drawn in ``formats/blocks/``."""
+    """Rows of blocks, uint8 [N, row_bytes], re-ordered into planes. The blocks are drawn in ``formats/blocks/``."""
     blocks = raw.reshape(len(raw), -1, BY_NAME[type_name].block_bytes)
     return {name: outputs_last(field) for name, field in FIELDS[type_name](blocks).items()}
 

@@ -1,4 +1,4 @@
-"""The matrix product with quantised weights. Model code calls ``matmul(x, stack, layer)`` and sees no block.
+"""The matrix product with quantised weights. Model code names the roles it wants and sees no block.
 
 Three ways, chosen by the arithmetic and by how many tokens there are:
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from accel.blocks import dequantize
@@ -36,6 +37,21 @@ def matmul(x: jax.Array, stack: Stack, layer: jax.Array, arith: str) -> jax.Arra
     branches = [of_part(part) for part in stack.parts]
     slot = stack.slot[layer]
     return branches[0](slot) if len(branches) == 1 else lax.switch(stack.kind[layer], branches, slot)
+
+
+def matmul_roles(x: jax.Array, matrices: dict[tuple[str, ...], Stack], roles: tuple[str, ...],
+                 sizes: dict[str, int], layer: jax.Array, arith: str) -> list[jax.Array]:  # fmt: skip
+    """W_r·x[t] for each of ``roles``, which multiply the same x; ``sizes[r]`` is out_features of W_r.
+
+    Roles whose matrices were joined at packing are computed together and cut apart.
+    """
+    products: dict[str, jax.Array] = {}
+    for joined, stack in matrices.items():
+        if joined[0] in roles:
+            y = matmul(x, stack, layer, arith)
+            cuts = np.cumsum([sizes[role] for role in joined])[:-1].tolist()
+            products.update(zip(joined, jnp.split(y, cuts, axis=1), strict=True))
+    return [products[role] for role in roles]
 
 
 def matmul_slices(x: jax.Array, packed: Packed, arith: str) -> jax.Array:

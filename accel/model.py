@@ -21,14 +21,14 @@ from jax.experimental import io_callback
 
 from accel.attention import KVCache, attention
 from accel.chat import render
-from accel.matmul import lookup, matmul, matmul_slices
+from accel.matmul import lookup, matmul_roles, matmul_slices
 from accel.pack import Params, pack
 from accel.rms_norm import rms_norm
 from accel.rope import rope_table, rotate
 from accel.sampler import Choice, Settings, choose
 from accel.tokenizer import Tokenizer
 from formats import InputError, ModelFile, NumericError
-from formats.anatomy import Config
+from formats.anatomy import Config, layer_tensors
 from formats.protocol import Prompt, Tap
 
 ARITHMETICS = ("fast", "f32")
@@ -52,16 +52,14 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
     turns [capacity, 2, head_dim/2]: the RoPE table. Caches [n_layers, capacity, n_kv_heads, head_dim].
     """
     n_tokens, eps, vectors = ids.shape[0], config.rms_norm_eps, params.vectors
+    sizes = {name.removesuffix(".weight"): shape[0] for name, shape in layer_tensors(config).items()}
     turns = lax.dynamic_slice_in_dim(turns, start, n_tokens)
 
     def layer_step(carry: tuple[jax.Array, ...], layer: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
         x, k_cache, v_cache = carry
 
-        def linear(role: str, h: jax.Array) -> jax.Array:
-            return matmul(h, params.matrices[role], layer, arith)
-
-        def project(which: str, h: jax.Array) -> jax.Array:
-            return tap(f"{which}_proj", layer, linear(f"attn_{which}", h))
+        def linear(h: jax.Array, *roles: str) -> list[jax.Array]:
+            return matmul_roles(h, params.matrices, roles, sizes, layer, arith)
 
         def add_bias(which: str, y: jax.Array) -> jax.Array:
             return tap(f"{which}_bias", layer, y + vectors[f"attn_{which}.bias"][layer])
@@ -70,7 +68,8 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
             return y.reshape(n_tokens, -1, config.head_dim)
 
         h = tap("attn_norm", layer, rms_norm(x, vectors["attn_norm.weight"][layer], eps))
-        q, k, v = project("q", h), project("k", h), project("v", h)
+        q, k, v = linear(h, "attn_q", "attn_k", "attn_v")
+        q, k, v = tap("q_proj", layer, q), tap("k_proj", layer, k), tap("v_proj", layer, v)
         q, k, v = add_bias("q", q), add_bias("k", k), add_bias("v", v)
         q = tap("q_rope", layer, rotate(heads(q), turns))
         k = tap("k_rope", layer, rotate(heads(k), turns))
@@ -78,13 +77,13 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
         v_cache = lax.dynamic_update_slice(v_cache, heads(v)[None], (layer, start, 0, 0))
         mixed = attention(q, k_cache[layer], v_cache[layer], start).reshape(n_tokens, -1)
         mixed = tap("attention", layer, mixed)
-        x = tap("attn_residual", layer, x + tap("attn_out", layer, linear("attn_output", mixed)))
+        x = tap("attn_residual", layer, x + tap("attn_out", layer, *linear(mixed, "attn_output")))
 
         h = tap("ffn_norm", layer, rms_norm(x, vectors["ffn_norm.weight"][layer], eps))
-        gate = tap("ffn_gate", layer, linear("ffn_gate", h))
-        up = tap("ffn_up", layer, linear("ffn_up", h))
+        gate, up = linear(h, "ffn_gate", "ffn_up")
+        gate, up = tap("ffn_gate", layer, gate), tap("ffn_up", layer, up)
         gated = tap("ffn_swiglu", layer, tap("ffn_silu", layer, jax.nn.silu(gate)) * up)
-        x = tap("ffn_residual", layer, x + tap("ffn_out", layer, linear("ffn_down", gated)))
+        x = tap("ffn_residual", layer, x + tap("ffn_out", layer, *linear(gated, "ffn_down")))
         return (x, k_cache, v_cache), None
 
     x = tap("embedding", -1, lookup(params.embedding, ids))
@@ -206,7 +205,7 @@ class Model:
         """Call ``function``, compiled once for ``key``; the time to compile is booked apart from the call's."""
         if key not in self._programs:
             started = time.perf_counter()
-            self._programs[key] = function.lower(*arguments).compile()
+            self._programs[key] = function.lower(*arguments).compile(compiler_options())
             self.compile_s += time.perf_counter() - started
         return self._programs[key](*arguments[: len(arguments) - n_static])
 
@@ -229,6 +228,12 @@ class Model:
         index = int(layer)
         whole[: self._n_shown] = self._tap(stage, None if index < 0 else index, whole[: self._n_shown].copy())
         return whole
+
+
+def compiler_options() -> dict[str, Any]:
+    """Options for this device. XLA's CPU backend prefers 256-bit vectors even where the processor has 512; the integer
+    dots gain 20 to 50 % from the wider ones (measured on Zen 4), and narrower processors ignore the wish."""
+    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
 
 def pad(ids: Sequence[int], length: int) -> np.ndarray:

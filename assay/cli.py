@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import chat, inspect, pull, run, tokenize
+from assay.commands import chat, inspect, options, pull, run, tokenize
 from formats import AssayError
 
 EPILOG = (
@@ -38,48 +40,89 @@ app.command("pull", epilog=EPILOG)(pull.command)
 def version(wanted: bool) -> None:
     """Print the version and stop."""
     if wanted:
+        from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as installed
 
-        typer.echo(f"assay {installed('assay')}")
+        try:
+            typer.echo(f"assay {installed('assay')}")
+        except PackageNotFoundError:  # run from a checkout
+            typer.echo("assay, not installed")
         raise typer.Exit
 
 
 @app.callback()
-def options(
+def assay(
     _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Does the fast engine compute what the model file says?"""
 
 
 def main() -> None:
-    """Run the command line; every failure becomes one line on standard error and an exit code."""
+    """Run the command line and exit. Every failure becomes one line on standard error and an exit code."""
+    prepare_streams()
+    code = 0
     try:
-        code = app(standalone_mode=False)
+        code = outcome()
+        sys.stdout.flush()  # what cannot be written is noticed here, not by the interpreter as it closes down
+    except BrokenPipeError:  # the reader of our output has gone; there is nobody left to tell
+        discard_output()
+    except OSError as error:  # a full disk, say: the machine's trouble, not a bug
+        discard_output()
+        code = fail(f"the system refused: {error}", 2)
+    sys.exit(code)
+
+
+def outcome() -> int:
+    """Carry out what ``sys.argv`` asks for; the exit code, failures already reported. Raises OSError.
+
+    Typer's own runner is not used: it turns a broken pipe into exit code 1 and says nothing about Ctrl-C.
+    """
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("assay", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as exit_:
+        return exit_.exit_code
     except AssayError as error:
-        code = fail(str(error), error.exit_code, error)
+        return fail(str(error), error.exit_code, error)
     except TyperException as error:
         message = error.format_message()  # empty where the help text was the answer
-        code = fail(f"{message} (try --help)", 2) if message else 2
+        return fail(f"{message} (try --help)", 2) if message else 2
     except (typer.Abort, KeyboardInterrupt):
-        code = fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone; there is nobody left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return fail("interrupted", 130)
+    except OSError:
+        raise
     except Exception as error:
         if os.environ.get("ASSAY_TRACEBACK"):
             raise
-        code = fail(f"internal error: {type(error).__name__}: {error}. Please report it; "
+        return fail(f"internal error: {type(error).__name__}: {error}. Please report it; "
                     "set ASSAY_TRACEBACK=1 for the traceback", 1)  # fmt: skip
-    sys.exit(code if isinstance(code, int) else 0)
+    return 0
+
+
+def prepare_streams() -> None:
+    """Write UTF-8 whatever the locale; what UTF-8 cannot hold (half of a file name's byte) is escaped as in JSON.
+
+    A standard stream that was closed before we started is nothing to read, and nowhere to write.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  open for as long as the program runs
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Send what is still to be written nowhere, so that it cannot fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(line: str, code: int, error: AssayError | None = None) -> int:
     """Say one line on standard error, and with --json also an object on standard output."""
     one_line = " ".join(line.split())
-    print(f"assay: {one_line}", file=sys.stderr)
+    options.say(one_line)
     if "--json" in sys.argv:
-        what: dict[str, Any] = {"type": "AssayError", "what": one_line}
-        if error is not None:
-            what = {"type": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
-        print(json.dumps({"error": what, "exit_code": code}, ensure_ascii=False))
+        what = {"type": "AssayError", "what": one_line} if error is None else options.error_of(error)
+        with suppress(OSError):  # nobody may be reading; the exit code must still be the failure's
+            print(json.dumps({"error": what, "exit_code": code}, ensure_ascii=False))
     return code

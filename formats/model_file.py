@@ -62,9 +62,9 @@ class Tensor:
         """The whole tensor, f32, in its own shape."""
         return self.rows(0, self.n_rows).reshape(self.shape)
 
-    def check_finite(self, start: int, stop: int) -> None:
-        """Raise FormatError if a scale in rows ``start:stop`` is NaN or infinite (``rows`` does so by itself)."""
-        self._require_finite(self.raw()[start:stop])
+    def check_finite(self, rows: slice = slice(None)) -> None:
+        """Raise FormatError if a scale in ``rows`` is NaN or infinite (the method ``rows`` does so by itself)."""
+        self._require_finite(self.raw()[rows])
 
     def _require_finite(self, raw: np.ndarray) -> None:
         if not blocks.finite(self.type.name, raw):

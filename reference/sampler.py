@@ -21,7 +21,7 @@ MASK = 0xFFFFFFFF
 def threefry(seed: int, counter: int) -> int:
     """The first of the two 32-bit words of Threefry-2x32-20 with key = the seed's 64 bits (high, low).
 
-    The counter's 64 bits (high, low) are the block. Twenty rounds of add, rotate, xor, with a key word added every four.
+    The counter's 64 bits (high, low) are the block. Twenty rounds of add, rotate, xor; every four, a key word is added.
     """
     k0, k1 = (seed >> 32) & MASK, seed & MASK
     keys = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)

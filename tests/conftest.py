@@ -24,9 +24,6 @@ def real_15b() -> Path:
     return find("qwen2.5-coder-1.5b")
 
 
-sys.path.insert(0, str(Path(__file__).parent / "formats"))  # model_builder
-
-
 @pytest.fixture(scope="session")
 def builtin_f64():
     """The oracle of the built-in model in f64: truth."""

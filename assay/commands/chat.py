@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options
+from assay.commands.run import MAX_PROMPT_BYTES, decoded
 from assay.engines import stream_generate
+from formats import InputError
 from formats.protocol import Sampling
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
@@ -36,47 +38,65 @@ def command(
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     loaded = options.open_engine(model, engine, arith, nfc, cache_weights)
     conversation = Conversation(loaded, system, {"max_tokens": max_tokens, "sampling": sampling})
-    if sys.stdin.isatty() and not as_json:
+    on_terminal = sys.stdin.isatty()
+    if on_terminal and not as_json:
         options.say(HELP)
-    for line in lines():
+    failures = converse(conversation, typed_lines() if on_terminal else piped_lines(), as_json)
+    if failures and not on_terminal:  # nobody was there to see the line that said so
+        raise typer.Exit(InputError.exit_code)
+
+
+def converse(conversation: Conversation, lines: Iterator[str], as_json: bool) -> int:
+    """Answer line after line until they end or say /exit; returns how many could not be answered."""
+    failures = 0
+    for line in lines:
         if line.strip() == "/exit":
             break
         if line.strip() == "/reset":
             conversation.reset()
         elif line.strip():
-            answer(conversation, line, as_json)
+            try:
+                answer(conversation, line, as_json)
+            except InputError as error:
+                failures += 1
+                options.say(f"{error}. /reset forgets the conversation")
+                if as_json:
+                    typer.echo(json.dumps({"error": options.error_of(error)}, ensure_ascii=False))
+    return failures
 
 
 def answer(conversation: Conversation, line: str, as_json: bool) -> None:
     """Print the answer to one line; Ctrl-C ends the answer, and what was said of it stays in the history."""
+    stopped = False
     try:
         for text in conversation.say(line):
             if not as_json:
                 sys.stdout.write(text)
                 sys.stdout.flush()
     except KeyboardInterrupt:
+        stopped = True
+    typer.echo(json.dumps(conversation.last, ensure_ascii=False) if as_json else "")
+    if stopped:
         options.say("stopped")
-    if as_json:
-        typer.echo(json.dumps(conversation.messages[-1] | conversation.last, ensure_ascii=False))
-    else:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
 
 
-def lines() -> Iterator[str]:
-    """Lines of standard input, with a prompt on a terminal; Ctrl-C while typing only clears the line."""
-    on_terminal = sys.stdin.isatty()
-    if on_terminal:
-        import readline  # noqa: F401  importing it is what gives input() line editing and history
+def typed_lines() -> Iterator[str]:
+    """Lines typed at a terminal, with a prompt; Ctrl-C while typing only clears the line."""
+    import readline  # noqa: F401  importing it is what gives input() line editing and history
+
     while True:
         try:
-            yield input("> " if on_terminal else "")
+            yield input("> ")
         except EOFError:
             return
         except KeyboardInterrupt:
-            if not on_terminal:
-                raise
             print(file=sys.stderr)
+
+
+def piped_lines() -> Iterator[str]:
+    """Lines of standard input; InputError for one that is not UTF-8, or too long to be a prompt."""
+    while raw := sys.stdin.buffer.readline(MAX_PROMPT_BYTES + 1):
+        yield decoded(raw, "standard input").rstrip("\r\n")
 
 
 class Conversation:
@@ -97,22 +117,20 @@ class Conversation:
     def say(self, text: str) -> Iterator[str]:
         """Add a user's turn; yields the answer piece by piece and adds it to the history, cut short or not.
 
-        If the turn cannot be answered at all (too long, say) the conversation stays as it was before it.
+        If the turn gets no answer at all (it is too long, say) the conversation stays as it was before it.
+        ``last`` is the answer as ``--json`` prints it.
         """
         self.messages.append({"role": "user", "content": text})
-        pieces: list[str] = []
-        self.last = {"ids": [], "finish_reason": "interrupted"}
+        self.last = {"role": "assistant", "content": "", "ids": [], "finish_reason": "interrupted"}
         try:
             prompt = self.model.chat_prompt(self.messages)
             for step in stream_generate(self.model, prompt, cache=self.cache, **self.how):
-                pieces.append(step.text)
+                self.last["content"] += step.text
                 self.last["ids"].append(step.id)
                 self.last["finish_reason"] = step.finish_reason or "interrupted"
                 yield step.text
-        except BaseException:
-            if not self.last["ids"]:
-                self.messages.pop()
+        finally:
+            if self.last["ids"]:
+                self.messages.append({"role": "assistant", "content": self.last["content"]})
             else:
-                self.messages.append({"role": "assistant", "content": "".join(pieces)})
-            raise
-        self.messages.append({"role": "assistant", "content": "".join(pieces)})
+                self.messages.pop()

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from assay.commands import options
 from formats import ModelFile
@@ -28,14 +26,14 @@ def command(
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return
-    table = Table("", "", title=f"{file.name} ({file.format}, {file.architecture})", show_header=False)
+    rows = []
     for section, values in facts.items():
         for name, value in (values if isinstance(values, dict) else {section: values}).items():
             shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-            if name == "chat_template" and value is not None:
+            if name == "chat_template" and isinstance(value, str):
                 shown = f"{len(value)} characters (--json shows it)"
-            table.add_row(f"{section}.{name}" if isinstance(values, dict) else name, shown)
-    Console().print(table)
+            rows.append((f"{section}.{name}" if isinstance(values, dict) else name, shown))
+    options.show(f"{file.name} ({file.format}, {file.architecture})", ("", ""), rows)
 
 
 def facts_of(file: ModelFile) -> dict[str, Any]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from assay.engines import BUILTIN_NAME, find, load
 from assay.progress import bar
-from formats import open_model
+from formats import AssayError, open_model
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (fetched on first use), builtin.")
 ]
 Engine = Annotated[str, typer.Option("--engine", "-e", help="accel (JAX, fast) or reference (NumPy, the oracle).")]
 Arith = Annotated[
-    str | None, typer.Option("--arith", help="Arithmetic: reference f64, f32, ggml; accel f32. Default f32.")
+    str | None, typer.Option("--arith", help="reference: f32 (default), f64, ggml; accel: fast (default), f32.")
 ]
 NFC = Annotated[
     bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")
@@ -24,17 +27,19 @@ NFC = Annotated[
 CacheWeights = Annotated[
     bool, typer.Option("--cache-weights", help="reference: keep decoded weights (4 bytes each): more memory, faster.")
 ]
-Temperature = Annotated[float, typer.Option("--temperature", "--temp", help="0 is greedy.")]
+Temperature = Annotated[float, typer.Option("--temperature", "--temp", help="0 is greedy, else 1e-6 to 1e6.")]
 TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
-TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability.")]
-MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the likeliest.")]
-RepeatPenalty = Annotated[float, typer.Option(help="Make tokens already seen less likely; 1 is off.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same text, on either engine.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability, 1e-6 to 1.")]
+MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the likeliest, 0 to 1.")]
+RepeatPenalty = Annotated[float, typer.Option(help="Make tokens already seen less likely, 1e-6 to 1e6; 1 is off.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same text, on either engine; 0 to 2^64 - 1.")]
 Special = Annotated[
     bool, typer.Option("--special/--no-special", help="Read <|im_start|> and its kin as control tokens.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DEFAULT_MODEL = BUILTIN_NAME
+UNWRAPPED = 10_000
+"""Characters: wider than any table, for a program that reads it."""
 
 
 def open_engine(model: str, engine: str, arith: str | None, nfc: bool, cache_weights: bool = False) -> Any:
@@ -55,9 +60,25 @@ def open_file(model: str) -> Any:
     return file
 
 
+def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table. Cells are data: nothing in them is markup, and what is too long for a terminal is wrapped."""
+    table = Table(title=title, show_header=any(columns))
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else UNWRAPPED  # None: that of the terminal
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+
+
 def say(line: str) -> None:
     """One line on standard error, where it does not mix with output."""
     print(f"assay: {line}", file=sys.stderr)
+
+
+def error_of(error: AssayError) -> dict[str, str]:
+    """The ``error`` object of every command's JSON."""
+    return {"type": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
 
 
 def model_of(file: Any) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from assay.commands import options
 from assay.engines import ENGINES
@@ -37,7 +35,5 @@ def command(
                                "tokens": [file.vocabulary.tokens[i] for i in ids],
                                "decoded": tokenizer.decode(ids)}, ensure_ascii=False))  # fmt: skip
         return
-    table = Table("id", "token", "text", title=f"{len(ids)} tokens")
-    for i, piece in zip(ids, pieces, strict=True):
-        table.add_row(str(i), file.vocabulary.tokens[i], repr(piece))
-    Console().print(table)
+    rows = [(str(i), file.vocabulary.tokens[i], repr(piece)) for i, piece in zip(ids, pieces, strict=True)]
+    options.show(f"{len(ids)} tokens", ("id", "token", "text"), rows)

@@ -109,9 +109,9 @@ def test_harmful_templates_are_refused_by_the_sandbox(in_process, template, reas
 DEVOURING = {
     "nested ranges": (
         "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
-        "2 s of proc",
+        "2 s of proc|longer than 5 s",
     ),
-    "power": ("{{ 10 ** (10 ** 10) }}", "2 s of proc|memory"),
+    "power": ("{{ 10 ** (10 ** 10) }}", "2 s of proc|longer than 5 s|memory"),
     "centre": ("{{ 'x' | center(10**9) }}", "512 MiB"),
     "hidden product": ("{% set x = messages[0].content %}{{ x * 10**9 }}", "512 MiB"),
     "hidden format": ("{{ '%1000000000d' | format(1) }}", "512 MiB"),

@@ -47,12 +47,11 @@ def normalising(vocabulary: Vocabulary) -> Twins:
 
 @pytest.fixture(scope="module")
 def llama_cpp(real_05b: Path) -> LlamaCpp:
-    xllamacpp = importlib.import_module("xllamacpp")
-    params = xllamacpp.CommonParams()
+    params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue]
     params.model.path = str(real_05b)
     params.n_ctx, params.n_parallel, params.warmup = 64, 1, False
     params.port, params.hostnames = 0, ["127.0.0.1"]
-    server = xllamacpp.Server(params)
+    server = xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
 
     def tokenize(text: str, special: bool) -> list[int]:
         body = json.dumps({"content": text, "add_special": False, "parse_special": special}).encode()

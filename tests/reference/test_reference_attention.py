@@ -31,7 +31,7 @@ def in_loops(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("sizes", [(1, 0, 1, 1, 4), (5, 0, 4, 2, 6), (3, 4, 7, 1, 8), (1, 9, 6, 3, 2), (2, 2, 3, 3, 16)])
+@pytest.mark.parametrize("sizes", [(1, 0, 1, 1, 4), (5, 0, 4, 2, 6), (3, 4, 7, 1, 8), (1, 9, 6, 3, 2), (2, 2, 3, 3, 9)])
 def test_attention_is_three_nested_loops(sizes: tuple[int, ...]) -> None:
     q, k, v = random_qkv(*sizes)
     assert np.allclose(attention(q, k, v), in_loops(q, k, v), rtol=1e-12, atol=1e-13)  # f64, sums of < 100 terms

@@ -57,21 +57,19 @@ def test_an_integer_dot_is_the_exact_dot_of_what_was_rounded(type_name: str) -> 
     y = block_dot(x, tensor, slice(0, N_ROWS))
     w = tensor.decode().astype(np.float64)
     xr = restored(x)
-    if ACTIVATION_TYPE[type_name] == "Q8_1" and isinstance(x, Activations):
+    exact = xr @ w.T
+    quantised = blocks.unpack(type_name, tensor.raw()) if isinstance(x, Activations) else None
+    if ACTIVATION_TYPE[type_name] == "Q8_1" and isinstance(x, Activations) and quantised and quantised.dmin is not None:
         # the min meets the stored sum f16(d·Σq) instead of Σ x: replace that part of the exact product
-        minimum = -blocks.unpack(type_name, tensor.raw()).dmin.astype(np.float64)  # type: ignore[union-attr]
-        sums = (x.group_sums * x.sum_scale[..., None].astype(np.float64))[..., 0]
-        exact = xr @ w.T + (sums - xr.reshape(N_TOKENS, -1, 32).sum(-1)) @ minimum.T
-    else:
-        exact = xr @ w.T
+        sums = x.group_sums[..., 0] * x.sum_scale
+        exact -= (sums - xr.reshape(N_TOKENS, -1, 32).sum(-1)) @ quantised.dmin.astype(np.float64).T
     # Integers are exact. What rounds is f32: decoding w (1), the integer sum (1), d·dx (1), their product (1), each
     # at most U of Σ|w·x| with the min's part counted apart (W = |d·q| + |min| <= 3|w|_max), and the sum of blocks.
-    quantised = blocks.unpack(type_name, tensor.raw()) if isinstance(x, Activations) else None
     span = np.abs(w)
-    if quantised is not None and quantised.min is not None and quantised.dmin is not None:
+    if quantised and quantised.min is not None and quantised.dmin is not None:
         low = np.abs(quantised.dmin[..., None] * quantised.min.astype(np.float64))
         span = span + 2 * np.repeat(low, N_COLUMNS // low[0].size, axis=-1).reshape(w.shape)
-    n_sums = N_COLUMNS if quantised is None else 2 * x.d.shape[1]
+    n_sums = 2 * x.d.shape[1] if isinstance(x, Activations) else N_COLUMNS
     bound = (4 + n_sums) * U32 * (np.abs(xr) @ span.T)
     assert y.dtype == np.float32 and y.shape == (N_TOKENS, N_ROWS)
     assert (np.abs(y - exact) <= bound).all()
@@ -124,14 +122,14 @@ def test_q8_k_puts_the_largest_at_minus_127() -> None:
 
 
 def test_q8_1_keeps_the_sum_as_f16_of_the_unrounded_scale() -> None:
-    x = np.random.default_rng(7).standard_normal((2, 64)).astype(np.float32)
+    x = np.random.default_rng(7).standard_normal((2, 2048)).astype(np.float32)
     a, plain = quantize_q8_1(x), quantize_q8_0(x)
     assert np.array_equal(a.q, plain.q) and np.array_equal(a.d, plain.d)
-    d = np.abs(x.reshape(2, 2, 32)).max(-1) / np.float32(127)
+    d = np.abs(x.reshape(2, 64, 32)).max(-1) / np.float32(127)
     expected = (d * plain.q.sum(-1)).astype(np.float16).astype(np.float64)
     assert np.array_equal(a.group_sums[..., 0] * a.sum_scale, expected)
     # 33 roundings of half a step, and f16's 2^-11 of a sum below 32·max
-    assert np.allclose(expected, x.reshape(2, 2, 32).sum(-1), rtol=0, atol=16 * float(d.max()) + 0.05)
+    assert np.allclose(expected, x.reshape(2, 64, 32).sum(-1), rtol=0, atol=16 * float(d.max()) + 0.05)
 
 
 def test_every_decodable_type_has_an_activation_type() -> None:

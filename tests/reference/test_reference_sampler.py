@@ -93,9 +93,8 @@ def test_temperature_0_takes_the_first_of_the_largest_and_ignores_the_filters() 
 
 def test_a_filter_down_to_one_is_greedy() -> None:
     logits = np.random.default_rng(0).standard_normal(50)
-    for setting in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        drawn = {sample(logits, Sampling(temperature=2, seed=s, **setting), set(), 0) for s in range(20)}
-        assert drawn == {int(logits.argmax())}
+    for setting in (Sampling(2, top_k=1), Sampling(2, top_p=1e-6), Sampling(2, min_p=1.0)):
+        assert {sample(logits, setting, set(), t) for t in range(20)} == {int(logits.argmax())}
 
 
 def test_the_draw_inverts_the_cumulative_distribution() -> None:
