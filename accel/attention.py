@@ -22,8 +22,8 @@ class KVCache:
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int) -> None:
         self.ids: list[int] = []
-        self.k = jnp.zeros((n_layers, SMALLEST_CAPACITY, n_kv_heads, head_dim), jnp.float32)
-        self.v = jnp.zeros_like(self.k)
+        self._shape = (n_layers, SMALLEST_CAPACITY, n_kv_heads, head_dim)
+        self.k, self.v = jnp.zeros(self._shape, jnp.float32), jnp.zeros(self._shape, jnp.float32)
 
     @property
     def capacity(self) -> int:
@@ -38,6 +38,12 @@ class KVCache:
         if wanted > self.capacity:
             room = [(0, 0), (0, wanted - self.capacity), (0, 0), (0, 0)]
             self.k, self.v = jnp.pad(self.k, room), jnp.pad(self.v, room)
+
+    def recover(self) -> None:
+        """Start empty if the arrays are gone: a step that is interrupted may have taken them and given none back."""
+        if self.k.is_deleted() or self.v.is_deleted():
+            self.ids = []
+            self.k, self.v = jnp.zeros(self._shape, jnp.float32), jnp.zeros(self._shape, jnp.float32)
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything after the first ``n_tokens`` tokens."""

@@ -56,6 +56,7 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
     vocabulary, writer = model.file.vocabulary, Writer(model, stop)
     seen = jnp.zeros(model.file.config.n_vocab, bool).at[jnp.asarray(ids)].set(True)
 
+    cache.recover()
     known = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(cache.ids, ids[:-1], strict=False))))
     cache.truncate(known)
     unread, timings.prefill_tokens = ids[known:], len(ids) - known

@@ -149,3 +149,12 @@ def test_an_unknown_arithmetic_is_refused() -> None:
 def test_the_fingerprint_names_arithmetic_and_device(builtin_accel: Model) -> None:
     fingerprint = builtin_accel.fingerprint()
     assert fingerprint["arith"] == "f32" and ":" in fingerprint["device"] and fingerprint["jax"]
+
+
+def test_an_interrupted_step_costs_the_cache_but_not_the_conversation(builtin_accel: Model) -> None:
+    """Ctrl-C can fall between the call that takes the cache's arrays and the assignment that gives them back."""
+    cache = builtin_accel.new_cache()
+    first = accel.generate(builtin_accel, "def fib(n):", max_tokens=4, cache=cache)
+    cache.k.delete()
+    again = accel.generate(builtin_accel, "def fib(n):", max_tokens=4, cache=cache)
+    assert again.ids == first.ids
