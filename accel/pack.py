@@ -89,11 +89,11 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
     def count(n: int) -> None:
         nonlocal done
         done += n
+        file.release()  # what was packed is not needed a second time in memory
         if progress:
             progress(done, len(tensors))
 
     def of_all_layers(name: str) -> list[Tensor]:
-        count(config.n_layers)
         return [tensors[f"blk.{layer}.{name}"] for layer in range(config.n_layers)]
 
     shapes = layer_tensors(config)
@@ -105,9 +105,11 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
     by_role = {
         name.removesuffix(".weight"): of_all_layers(name) for name, shape in shapes.items() if len(shape) == 2
     }
-    matrices = {
-        roles: stack(list(zip(*(by_role[role] for role in roles), strict=True))) for roles in joined(by_role)
-    }
+    count(len(vectors) * config.n_layers)
+    matrices = {}
+    for roles in joined(by_role):
+        matrices[roles] = stack(list(zip(*(by_role[role] for role in roles), strict=True)))
+        count(len(roles) * config.n_layers)
     embedding = pack_slices(tensors["token_embd.weight"])
     output = embedding if config.tied else pack_slices(tensors["output.weight"])
     final_gain = jnp.asarray(tensors["output_norm.weight"].decode())

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import chat, inspect, options, pull, run, tokenize
+from assay.commands import bench, chat, inspect, options, pull, run, tokenize
 from formats import AssayError
 
 EPILOG = (
@@ -35,6 +35,7 @@ app.command("chat", epilog=EPILOG)(chat.command)
 app.command("tokenize", epilog=EPILOG)(tokenize.command)
 app.command("inspect", epilog=EPILOG)(inspect.command)
 app.command("pull", epilog=EPILOG)(pull.command)
+app.command("bench", epilog=EPILOG)(bench.command)
 
 
 def version(wanted: bool) -> None:

@@ -109,6 +109,11 @@ class GGUF:
         info = self.tensors[name]
         return np.frombuffer(self._map, np.uint8)[info.offset : info.offset + info.nbytes]
 
+    def release(self) -> None:
+        """Let go of the pages of the file that were read: memory is given back, and read again when needed."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
 
 def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = False) -> GGUF:
     """Open a GGUF file.

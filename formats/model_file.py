@@ -86,6 +86,8 @@ class ModelFile:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, object]
     size: int
+    release: Callable[[], None] = field(repr=False)
+    """Gives the memory of file pages that were read back to the system; they are read again when needed."""
     warnings: tuple[str, ...] = ()
 
     @cached_property
@@ -149,6 +151,7 @@ def open_model(path: str | Path) -> ModelFile:
         tensors=tensors,
         metadata=gguf.metadata,
         size=gguf.size,
+        release=gguf.release,
         warnings=gguf.warnings,
     )
 

@@ -1,11 +1,8 @@
 """Shared by all tests: the folder of test-only modules, and the real models for ``-m real``."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
