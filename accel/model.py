@@ -33,7 +33,7 @@ from formats.protocol import Prompt, Tap
 
 ARITHMETICS = ("fast", "f32")
 """The first is the default; ``accel/matmul.py`` says what each computes."""
-CHUNKS = (1, 16, 64, 256)
+CHUNKS = (1, 16, 128, 512)
 """Lengths a program is compiled for; a shorter piece of prompt is padded up to the next."""
 
 DeviceTap = Callable[[str, jax.Array | int, jax.Array], jax.Array]
@@ -186,7 +186,7 @@ class Model:
 
     def choose(self, logits: jax.Array, seen: jax.Array, settings: Settings, counter: int, n_top: int) -> Choice:
         """Choose a token from logits on the device, among the tokens that the vocabulary names."""
-        key = ("choose", n_top)
+        key = ("choose", n_top, settings.greedy)
         return self._run(key, self._choose, logits, seen, settings, np.int32(counter), n_top, n_static=1)
 
     def fingerprint(self) -> dict[str, Any]:
