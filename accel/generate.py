@@ -64,7 +64,7 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
         started, compiled = time.perf_counter(), model.compile_s
         choice = model.choose(model.read(unread, cache), seen, settings, counter, logprobs)
         token = int(choice.token)
-        seen = seen.at[token].set(True)
+        seen = choice.seen
         compiling = model.compile_s - compiled
         took = time.perf_counter() - started - compiling
         timings.compile_s += compiling

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from accel.blocks import dequantize
-from accel.dots import elements, group_dot
+from accel.dots import elements, group_dot, sheets
 from accel.layout import LAYOUTS
 from accel.pack import Packed, Stack
 from accel.quantize import quantize
@@ -68,7 +68,10 @@ def lookup(packed: Packed, ids: jax.Array) -> jax.Array:
     if "raw" in packed.fields:
         return dequantize(packed.type, packed.fields["raw"][slot, row])
     columns = jax.tree.map(lambda a: a[slot, :, row].T, packed)  # planes [n_groups, n_tokens]: tokens as outputs
-    return jnp.transpose(decode(columns, jnp.float32), (2, 1, 0)).reshape(ids.shape[0], -1)
+    decoded = decode(columns, jnp.float32)
+    in_order = np.argsort([e for order, _ in decoded for e in order])
+    group = jnp.concatenate([sheet for _, sheet in decoded])[in_order]  # [group, n_groups, n_tokens]
+    return jnp.transpose(group, (2, 1, 0)).reshape(ids.shape[0], -1)
 
 
 def product(x: jax.Array, packed: Packed, slot: jax.Array, arith: str) -> jax.Array:
@@ -131,16 +134,20 @@ def scales(w: Packed) -> tuple[jax.Array, jax.Array | None]:
     return scale, minimum * w.fields["min"].astype(jnp.float32) if "min" in w.fields else minimum
 
 
-def decode(w: Packed, dtype: jnp.dtype | type) -> jax.Array:
-    """The matrix as numbers in the order of the planes: [group, n_groups, out], rounded once to ``dtype``."""
+def decode(w: Packed, dtype: jnp.dtype | type) -> list[tuple[list[int], jax.Array]]:
+    """The matrix as numbers, rounded once to ``dtype``: (elements, [n_elements, n_groups, out]) for each sheet."""
     scale, minimum = scales(w)
     offset = jnp.float32(0) if minimum is None else minimum
-    return jnp.stack([(q.astype(jnp.float32) * scale - offset).astype(dtype) for q in elements(w.type, w.low, w.high)])
+    integers = sheets(w.type, w.low, w.high)
+    return [(order, (q.astype(jnp.float32) * scale - offset).astype(dtype)) for order, q in integers]
 
 
-def dense_product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [n_tokens, in_features] times decoded weights [group, n_groups, out], accumulated in f32."""
-    group, n_groups, n_out = w.shape
-    permuted = x.reshape(-1, n_groups, group).swapaxes(1, 2).reshape(len(x), -1)
-    return lax.dot(permuted, w.reshape(-1, n_out), precision=lax.Precision.HIGHEST,
-                   preferred_element_type=jnp.float32)  # fmt: skip
+def dense_product(x: jax.Array, w: list[tuple[list[int], jax.Array]]) -> jax.Array:
+    """x [n_tokens, in_features] times decoded sheets, accumulated in f32: [n_tokens, out]."""
+    y = jnp.float32(0)
+    for order, sheet in w:
+        _, n_groups, n_out = sheet.shape
+        groups = x.reshape(len(x), n_groups, -1)[:, :, np.array(order)]  # [n_tokens, n_groups, n_elements]
+        y += lax.dot(groups.swapaxes(1, 2).reshape(len(x), -1), lax.optimization_barrier(sheet).reshape(-1, n_out),
+                     precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)  # fmt: skip
+    return y

@@ -43,7 +43,11 @@ def activations(n: int) -> np.ndarray:
 @pytest.mark.parametrize("type_name", LAYOUTS)
 def test_decoded_planes_are_the_weights_bit_for_bit(type_name: str) -> None:
     raw, packed = matrix(type_name, tame=False)
-    weights = np.asarray(jax.jit(lambda w: decode(w, jnp.float32))(packed)).transpose(2, 1, 0).reshape(N_OUT, -1)
+    group = LAYOUTS[type_name].group
+    weights = np.empty((N_OUT, blocks.dequantize(type_name, raw).shape[1] // group, group), np.float32)
+    for order, sheet in jax.jit(lambda w: decode(w, jnp.float32))(packed):
+        weights[:, :, np.array(order)] = np.asarray(sheet).transpose(2, 1, 0)
+    weights = weights.reshape(N_OUT, -1)
     assert np.array_equal(weights.view(np.uint32), blocks.dequantize(type_name, raw).view(np.uint32))
 
 
