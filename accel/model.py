@@ -33,7 +33,7 @@ from formats.protocol import Prompt, Tap
 
 ARITHMETICS = ("fast", "f32")
 """The first is the default; ``accel/matmul.py`` says what each computes."""
-CHUNKS = (1, 16, 128, 512)
+CHUNKS = (1, 16, 32, 64, 128, 256, 512)
 """Lengths a program is compiled for; a shorter piece of prompt is padded up to the next."""
 
 DeviceTap = Callable[[str, jax.Array | int, jax.Array], jax.Array]
