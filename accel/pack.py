@@ -32,6 +32,7 @@ OUTPUT_SLICES = 16
 """The partial sums of a whole output matrix would be tens of megabytes; those of a slice stay in the cache."""
 SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """Roles that multiply the same activations."""
+Release = Callable[[], None]
 PACKING_THREADS = 2  # NumPy's copies run without the interpreter's lock; more threads than this gain nothing
 
 
@@ -89,7 +90,6 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
     def count(n: int) -> None:
         nonlocal done
         done += n
-        file.release()  # what was packed is not needed a second time in memory
         if progress:
             progress(done, len(tensors))
 
@@ -108,10 +108,10 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
     count(len(vectors) * config.n_layers)
     matrices = {}
     for roles in joined(by_role):
-        matrices[roles] = stack(list(zip(*(by_role[role] for role in roles), strict=True)))
+        matrices[roles] = stack(list(zip(*(by_role[role] for role in roles), strict=True)), file.release)
         count(len(roles) * config.n_layers)
-    embedding = pack_slices(tensors["token_embd.weight"])
-    output = embedding if config.tied else pack_slices(tensors["output.weight"])
+    embedding = pack_slices(tensors["token_embd.weight"], file.release)
+    output = embedding if config.tied else pack_slices(tensors["output.weight"], file.release)
     final_gain = jnp.asarray(tensors["output_norm.weight"].decode())
     count(len(tensors) - done)
     return Params(embedding, matrices, vectors, final_gain, output)
@@ -129,25 +129,29 @@ def joined(by_role: dict[str, list[Tensor]]) -> list[tuple[str, ...]]:
     return groups
 
 
-def stack(layers: Sequence[Sequence[Tensor]]) -> Stack:
+def stack(layers: Sequence[Sequence[Tensor]], release: Release) -> Stack:
     """Stack matrices layer by layer, by type; the tensors of one layer are of one type and are joined."""
     names = [members[0].type.name for members in layers]
     types = list(dict.fromkeys(names))
     kind = np.array([types.index(name) for name in names], np.int32)
     slot = np.array([np.sum(kind[:i] == kind[i]) for i in range(len(kind))], np.int32)
     parts = tuple(
-        fill(one_type, [partial(finite_rows, m) for m, name in zip(layers, names, strict=True) if name == one_type])
+        fill(
+            one_type,
+            [partial(finite_rows, m) for m, name in zip(layers, names, strict=True) if name == one_type],
+            release,
+        )
         for one_type in types
     )
     return Stack(parts, jnp.asarray(kind), jnp.asarray(slot))
 
 
-def pack_slices(tensor: Tensor) -> Packed:
+def pack_slices(tensor: Tensor, release: Release) -> Packed:
     """One tall matrix, cut into equal slices of rows: OUTPUT_SLICES, or the next smaller number that divides."""
     n_slices = next(n for n in range(OUTPUT_SLICES, 0, -1) if tensor.n_rows % n == 0)
     step = tensor.n_rows // n_slices
     slices = [slice(start, start + step) for start in range(0, tensor.n_rows, step)]
-    return fill(tensor.type.name, [partial(finite_rows, [tensor], rows) for rows in slices])
+    return fill(tensor.type.name, [partial(finite_rows, [tensor], rows) for rows in slices], release)
 
 
 def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndarray:
@@ -160,8 +164,12 @@ def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndar
     return np.concatenate([tensor.raw()[rows] for tensor in tensors]) if len(tensors) > 1 else tensors[0].raw()[rows]
 
 
-def fill(type_name: str, readers: Sequence[Callable[[], np.ndarray]]) -> Packed:
-    """Pack what each reader returns into its slot, several at a time."""
+def fill(type_name: str, readers: Sequence[Callable[[], np.ndarray]], release: Release = lambda: None) -> Packed:
+    """Pack what each reader returns into its slot, several at a time; ``release`` is called after each.
+
+    What was packed is not needed a second time: giving its pages of the file back as one goes keeps the file and
+    the packed weights from being in memory both.
+    """
 
     def read(i: int) -> dict[str, np.ndarray]:
         raw = readers[i]()
@@ -178,6 +186,7 @@ def fill(type_name: str, readers: Sequence[Callable[[], np.ndarray]]) -> Packed:
     def place(i: int, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             host[name][i] = array
+        release()
 
     place(0, first)
     with ThreadPoolExecutor(PACKING_THREADS) as pool:
