@@ -4,7 +4,7 @@ Three ways, chosen by the arithmetic and by how many tokens there are:
 
     fast, one token     integer dots (``accel/dots.py``): activations in 8 bits, the weights' own integers; exact to
                         the ggml arithmetic but for the order in which f32 partial sums are added
-    fast, many tokens   the layer's weights decoded to bf16 once, one bf16 dot with f32 accumulation
+    fast, many tokens   the layer's weights decoded to bf16 once, bf16 dots with f32 accumulation
     f32                 the same two shapes in f32: no activation is rounded; the oracle's numbers to rounding
 
 The order of the inputs in a dot is free. Decoded weights therefore keep the order of the planes, [element, group],
