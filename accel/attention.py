@@ -21,8 +21,12 @@ class KVCache:
     """
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int) -> None:
-        self.ids: list[int] = []
         self._shape = (n_layers, SMALLEST_CAPACITY, n_kv_heads, head_dim)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start empty, with arrays of the smallest capacity."""
+        self.ids: list[int] = []
         self.k, self.v = jnp.zeros(self._shape, jnp.float32), jnp.zeros(self._shape, jnp.float32)
 
     @property
@@ -42,8 +46,7 @@ class KVCache:
     def recover(self) -> None:
         """Start empty if the arrays are gone: a step that is interrupted may have taken them and given none back."""
         if self.k.is_deleted() or self.v.is_deleted():
-            self.ids = []
-            self.k, self.v = jnp.zeros(self._shape, jnp.float32), jnp.zeros(self._shape, jnp.float32)
+            self.clear()
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything after the first ``n_tokens`` tokens."""

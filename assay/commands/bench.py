@@ -6,8 +6,6 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from assay.bench import DECODE_AT, PREFILL, bench
 from assay.commands import options
@@ -47,20 +45,19 @@ def numbers(text: str, where: str) -> list[int]:
 def show(facts: dict[str, Any]) -> None:
     """The results as a table, and a few lines below it."""
     names = [facts["engine"]["engine"], *([facts["peer"]] if facts["peer"] else [])]
-    table = Table("workload", *(f"{name} tokens/s" for name in names), *(["ratio"] if facts["peer"] else []),
-                  title=f"{facts['model']['name']}, {facts['engine']['arith']}")  # fmt: skip
+    rows = []
     for row in facts["results"]:
         cells = [f"{s['median']:.1f} ({s['low']:.1f} .. {s['high']:.1f})" for s in (row[n] for n in names if n in row)]
         ratio = [f"{row['ratio']:.2f}"] if "ratio" in row else []
-        table.add_row(f"{row['kind']} {'of' if row['kind'] == 'prefill' else 'at'} {row['tokens']}", *cells, *ratio)
-    console = Console()
-    console.print(table)
+        rows.append([f"{row['kind']} {'of' if row['kind'] == 'prefill' else 'at'} {row['tokens']}", *cells, *ratio])
+    columns = ["workload", *(f"{name} tokens/s" for name in names), *(["ratio"] if facts["peer"] else [])]
+    options.show(f"{facts['model']['name']}, {facts['engine']['arith']}", columns, rows)
     first = facts["first_token"]
-    console.print(f"open {facts['open_s']:.1f} s, first token {first['cold_s']:.1f} s after the file was opened "
+    typer.echo(f"open {facts['open_s']:.1f} s, first token {first['cold_s']:.1f} s after the file was opened "
                   f"(compile {first['compile_s']:.1f} s)")  # fmt: skip
-    console.print(f"peak RSS {facts['peak_rss_bytes'] / 1e6:.0f} MB, file {facts['file_bytes'] / 1e6:.0f} MB")
+    typer.echo(f"peak RSS {facts['peak_rss_bytes'] / 1e6:.0f} MB, file {facts['file_bytes'] / 1e6:.0f} MB")
     decode = next((row for row in facts["results"] if row["kind"] == "decode"), None)
     if decode:
         share = decode[names[0]]["median"] * facts["weight_bytes_per_token"] / facts["read_bandwidth_bytes_s"]
-        console.print(f"decode reads {facts['weight_bytes_per_token'] / 1e6:.0f} MB a token: {share:.0%} of the "
+        typer.echo(f"decode reads {facts['weight_bytes_per_token'] / 1e6:.0f} MB a token: {share:.0%} of the "
                       f"{facts['read_bandwidth_bytes_s'] / 1e9:.1f} GB/s that two threads read here")  # fmt: skip

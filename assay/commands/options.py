@@ -12,6 +12,7 @@ from rich.table import Table
 
 from assay.engines import BUILTIN_NAME, find, load
 from assay.progress import bar
+from assay.pull import say
 from formats import AssayError, open_model
 
 Model = Annotated[
@@ -69,11 +70,6 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> N
         table.add_row(*row)
     width = None if sys.stdout.isatty() else UNWRAPPED  # None: that of the terminal
     Console(width=width, markup=False, emoji=False, highlight=False).print(table)
-
-
-def say(line: str) -> None:
-    """One line on standard error, where it does not mix with output."""
-    print(f"assay: {line}", file=sys.stderr)
 
 
 def error_of(error: AssayError) -> dict[str, str]:
