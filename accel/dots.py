@@ -1,15 +1,18 @@
 """Integers out of planes: the exact dot product of a group, and the single elements.
 
 Why this is fast. Every function here is elementwise over [n_groups, n_outputs], so XLA fuses all planes of a
-matrix into one loop that LLVM vectorises along the outputs, 32 sixteen-bit lanes at a time, each activation
-broadcast. There is no horizontal add and no reduction inside. A plane is read once, from memory to register.
+matrix into one loop that LLVM vectorises along the outputs, each activation broadcast. There is no horizontal add
+and no reduction inside. A plane is read once, from memory to register.
 
-Why it is exact. All of it is integer arithmetic. A 16-bit accumulator may wrap on the way (that is modular
-arithmetic, which loses nothing) as long as the final value fits: 16 nibbles times 127 is at most 30,480.
+Why it is exact. All of it is integer arithmetic. A 16-bit sum may wrap on the way (that is modular arithmetic, which
+loses nothing) as long as its final value fits. So that it does, b-bit integers are centred: at most 16 of 5 bits
+make 16 · 16 · 127 = 32,512, 8 of 6 bits 8 · 32 · 127, 2 of 8 bits 2 · 128 · 127, the same; 16 uncentred nibbles
+16 · 15 · 127 = 30,480.
 
-Telescoping saves the masks: for a word w with b-bit fields f_k = (w >> b·k) mod 2^b,
+Telescoping saves the masks. Let f_k be the fields of a word w, at shifts s_k, of b_k bits each, and X_k what they are
+multiplied with. Then
 
-    Σ_k f_k·x_k  =  Σ_k (w >> b·k)·(x_k − 2^b·x_{k−1})
+    Σ_k f_k·X_k  =  Σ_k (w >> s_k)·(X_k − 2^b_{k−1}·X_{k−1})
 
 because every shifted word but the wanted field is taken off again one step later.
 """
@@ -17,129 +20,110 @@ because every shifted word but the wanted field is taken off again one step late
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from accel.layout import LAYOUTS
+from accel.layout import GROUP, LAYOUTS, Layout
 
 Planes = Sequence[jax.Array]
-"""Planes of one matrix: arrays [n_groups, n_outputs], uint16 (uint8 for Q8_0)."""
+"""The planes of one matrix: uint16 [n_groups, n_outputs] each."""
 
 
-def group_dot(type_name: str, low: Planes, high: Planes, x: jax.Array) -> jax.Array:
-    """Σ_e (q_e − zero)·x_e over each group, exact: int32 [n_groups, n_outputs].
+def group_dots(layout: Layout, planes: Planes, x: jax.Array) -> list[jax.Array]:
+    """Σ_e (q_e − zero)·x_e over each group, or over each part of it that has its own scale.
 
-    x int16 [n_groups, group], each value an 8-bit integer.
+    x int16 [n_groups, 32], each value an 8-bit integer. Exact: ``n_scales`` arrays, int32 [n_groups, n_outputs].
     """
-    layout = LAYOUTS[type_name]
-    if type_name == "Q8_0":
-        return byte_dot(low, x)
-    total = nibble_dot(low, x)
-    if layout.high == "bits":
-        total += 16 * bit_dot(high, x)
-    if layout.high == "pairs":
-        total += 16 * pair_dot(high, x)
-    if layout.zero:
-        total -= layout.zero * x.astype(jnp.int32).sum(1, keepdims=True)
-    return total
+    center = 0 if layout.bits == 4 else 1 << layout.bits - 1
+    n_runs = len(layout.words)
+    totals = x.reshape(len(x), n_runs, -1).astype(jnp.int32).sum(2)  # the elements of a run follow one another
+    # Made once, before the loop: shifting and subtracting activations in it costs as much as the products.
+    factors, totals = lax.optimization_barrier((telescoped(layout, x), totals))
+    fields, planes_left = iter(range(factors.shape[1])), iter(planes)
+    dots = [jnp.int32(0)] * layout.n_scales
+    for i, run in enumerate(layout.words):
+        total, part = totals[:, i, None], i * layout.n_scales // n_runs
+        sums = (-center * total).astype(jnp.uint16)
+        for word in run:
+            plane, shift = next(planes_left), 0
+            for field in word:
+                sums += (plane >> shift if shift else plane) * factors[:, next(fields), None]
+                shift += field.bits
+        dots[part] += lax.bitcast_convert_type(sums, jnp.int16).astype(jnp.int32) + (center - layout.zero) * total
+    return dots
 
 
-def nibble_order(n_words: int) -> list[list[int]]:
-    """The elements in each word's four nibbles: bytes 2i and 2i + 1 of the group, low nibbles in its first half."""
-    half = 2 * n_words
-    return [[2 * i, half + 2 * i, 2 * i + 1, half + 2 * i + 1] for i in range(n_words)]
+def telescoped(layout: Layout, x: jax.Array) -> jax.Array:
+    """What each shifted word is multiplied with, X_k − 2^b_{k−1}·X_{k−1} modulo 2^16, field after field.
 
-
-def nibble_dot(low: Planes, x: jax.Array) -> jax.Array:
-    """Σ nibble_e·x_e, int32; four words (16 nibbles) to an accumulator."""
-    order, total = nibble_order(len(low)), jnp.int32(0)
-    for start in range(0, len(low), 4):
-        total += field_dot(low[start : start + 4], 4, order[start : start + 4], x)
-    return total
-
-
-def pair_dot(high: Planes, x: jax.Array) -> jax.Array:
-    """Σ two_e·x_e over 16 two-bit numbers, element 8i + k in bits 2k of word i: at most 16 · 3 · 127."""
-    return field_dot(high, 2, [[8 * i + k for k in range(8)] for i in range(len(high))], x)
-
-
-def field_dot(words: Planes, bits: int, order: list[list[int]], x: jax.Array) -> jax.Array:
-    """Σ f_e·x_e over fields of ``bits`` bits; ``order[i][k]`` is the element in field k of word i. int32.
-
-    Raises nothing and checks nothing: the caller sees to it that the sum fits 16 bits.
+    x int16 [n_groups, 32] -> uint16 [n_groups, n_fields].
     """
-    x = lax.bitcast_convert_type(x, jnp.uint16)
-    sums = jnp.uint16(0)
-    for word, elements_of_word in zip(words, order, strict=True):
-        before = jnp.uint16(0)
-        for k, e in enumerate(elements_of_word):
-            here = x[:, e, None]
-            sums += (word >> bits * k) * (here - (1 << bits) * before)
-            before = here
-    return lax.bitcast_convert_type(sums, jnp.int16).astype(jnp.int32)
+    here, before = [], []  # (element, what it is multiplied with)
+    for word in (word for run in layout.words for word in run):
+        here += [(field.element, 1 << field.low) for field in word]
+        before += [(0, 0), *((field.element, 1 << field.low + field.bits) for field in word[:-1])]
+
+    def times(which: list[tuple[int, int]]) -> jax.Array:
+        element, factor = np.array(which).T
+        return lax.bitcast_convert_type(x, jnp.uint16)[:, element] * factor.astype(np.uint16)
+
+    return times(here) - times(before)
 
 
-def bit_dot(high: Planes, x: jax.Array) -> jax.Array:
-    """Σ bit_e·x_e over 32 single bits, element 16i + k in bit k of word i: at most 32 · 127.
-
-    Single bits are cheaper to test than to multiply: a mask and a masked addition each.
-    """
-    sums = jnp.int16(0)
-    for i, word in enumerate(high):
-        for k in range(16):
-            sums += jnp.where(word & (1 << k) != 0, x[:, 16 * i + k, None], jnp.int16(0))
-    return sums.astype(jnp.int32)
+Piece = tuple[int, int, int, int]
+"""(plane, shift, bits, low): bits ``low`` .. of an integer are at ``shift`` .. of the plane's words."""
 
 
-def byte_dot(low: Planes, x: jax.Array) -> jax.Array:
-    """Σ q_e·x_e over signed bytes: two products (2 · 127 · 127 = 32,258) fit 16 bits, so they are added in pairs.
+def pieces_of(layout: Layout) -> list[list[Piece]]:
+    """Where the integer of each of the 32 elements is kept."""
+    pieces: list[list[Piece]] = [[] for _ in range(GROUP)]
+    for i, word in enumerate(word for run in layout.words for word in run):
+        shift = 0
+        for field in word:
+            pieces[field.element].append((i, shift, field.bits, field.low))
+            shift += field.bits
+    return pieces
 
-    ggml's quantisers never write −128, but a file may: |q| = 128 times 127, twice, is 32,512 and fits as well.
-    """
-    total = jnp.int32(0)
-    for j in range(0, len(low), 2):
-        a, b = (p.view(jnp.int8).astype(jnp.int16) for p in (low[j], low[j + 1]))
-        total += (a * x[:, j, None] + b * x[:, j + 1, None]).astype(jnp.int32)
-    return total
 
-
-def elements(type_name: str, low: Planes, high: Planes) -> list[jax.Array]:
+def elements(type_name: str, planes: Planes) -> list[jax.Array]:
     """q_e − zero for each element of a group, in order: int32 [n_groups, n_outputs] each."""
     layout = LAYOUTS[type_name]
-    if type_name == "Q8_0":
-        return [plane.view(jnp.int8).astype(jnp.int32) for plane in low]
-    quants = [jnp.int32(0)] * layout.group
-    for word, elements_of_word in zip(low, nibble_order(len(low)), strict=True):
-        for k, e in enumerate(elements_of_word):
-            quants[e] = word.astype(jnp.int32) >> 4 * k & 15
-    bits = {"": 0, "bits": 1, "pairs": 2}[layout.high]
-    if bits:
-        per_word = 16 // bits
-        for e in range(layout.group):
-            field = high[e // per_word].astype(jnp.int32) >> bits * (e % per_word) & (2**bits - 1)
-            quants[e] = quants[e] + 16 * field
-    return [q - layout.zero for q in quants]
+    return [
+        sum(((planes[i].astype(jnp.int32) >> shift & (1 << bits) - 1) << low for i, shift, bits, low in pieces),
+            jnp.int32(-layout.zero))
+        for pieces in pieces_of(layout)
+    ]  # fmt: skip
 
 
-def sheets(type_name: str, low: Planes, high: Planes) -> list[tuple[list[int], jax.Array]]:
+def sheets(type_name: str, planes: Planes) -> list[tuple[list[int], jax.Array]]:
     """All elements at once, for decoding a whole matrix: (elements, q − zero int32 [n, n_groups, n_outputs]) by sheet.
 
-    A sheet is one nibble of every word: k = 0: 0, 2, 4 ..; 1: half + 0, 2 ..; 2: 1, 3 ..; 3: half + 1, 3 ... The planes
-    are first laid together, a plain copy; then a sheet is one fused loop. (Stacking decoded elements instead puts
-    a branch for each of 32 sources into the loop: four times slower.)
+    A sheet is all elements that stand at the same bits of their words: evenly spaced ones. The planes are first laid
+    together, a plain copy; then a sheet is one fused loop. (Stacking decoded elements instead puts a branch for
+    each of 32 sources into the loop: four times slower.)
     """
-    layout, together = LAYOUTS[type_name], lax.optimization_barrier(jnp.stack(low))
-    if type_name == "Q8_0":
-        return [(list(range(layout.group)), together.view(jnp.int8).astype(jnp.int32))]
-    half, bits = layout.group // 2, {"": 0, "bits": 1, "pairs": 2}[layout.high]
+    layout, together = LAYOUTS[type_name], lax.optimization_barrier(jnp.stack(planes))
+    pieces = pieces_of(layout)
+
+    def places(e: int) -> list[tuple[int, int, int]]:
+        return [piece[1:] for piece in pieces[e]]
+
     out = []
-    for k in range(4):
-        first = half * (k % 2) + k // 2
-        quants = together.astype(jnp.int32) >> 4 * k & 15
-        if bits:  # the elements of a sheet have their high bits in one word, every other field of it
-            shifts = bits * jnp.arange(k // 2, half, 2)[:, None, None]
-            quants += 16 * (high[k % 2].astype(jnp.int32) >> shifts & (1 << bits) - 1)
-        out.append((list(range(first, first + half, 2)), quants - layout.zero))
+    for _, group in groupby(sorted(range(GROUP), key=places), key=places):
+        members, quants = list(group), jnp.int32(-layout.zero)
+        for k, (_, shift, bits, low) in enumerate(pieces[members[0]]):
+            of_planes = together[evenly_spaced([pieces[e][k][0] for e in members])].astype(jnp.int32)
+            quants += (of_planes >> shift & (1 << bits) - 1) << low
+        out.append((members, quants))
     return out
+
+
+def evenly_spaced(numbers: Sequence[int]) -> slice:
+    """The slice that selects these ascending numbers, which XLA reads in place."""
+    step = numbers[1] - numbers[0]
+    assert list(numbers) == list(range(numbers[0], numbers[-1] + 1, step))
+    return slice(numbers[0], numbers[-1] + 1, step)

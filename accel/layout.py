@@ -1,27 +1,33 @@
-"""The layout of weights on the device: the file's bytes, re-ordered so that *outputs* lie side by side.
+"""The layout of weights on the device: the file's integers in 16-bit words, *outputs* side by side.
 
 A row of a GGUF matrix holds the blocks of one output. A CPU or GPU that multiplies by a vector wants the opposite: the
-same element of many outputs next to one another, so that one vector instruction works on all of them. So each
-16-bit word of a group becomes an array of its own, a *plane* [n_groups, n_outputs]:
+same element of many outputs next to one another, so that one vector instruction works on all of them. So the
+integers of each group of 32 elements are put into words of 16 bits, and each word of a group becomes an array of
+its own, a *plane* [n_groups, n_outputs].
 
-                    one group of 32 elements (Q4_K after re-pairing, Q4_0 as it is)
-    bits     0   4   8   12  16                             128
-            +---+---+---+---+---+---+---+---+-  -+---+---+
-            |e0 |e16|e1 |e17|e2 |e18|e3 |e19| .. |e15|e31|      low[i][g, n] = word i of group g of output n:
-            +---+---+---+---+---+---+---+---+-  -+---+---+      elements 2i, 16 + 2i, 2i + 1, 17 + 2i
-             word 0          word 1               word 7
+How the integers share words depends only on their width; bit 0 is on the left:
 
-    type        group  low planes        high planes                       group scale, min   d, dmin (f16)
-    Q4_0, Q4_1     32   8 (4 nibbles)    -                                 -                  each group
-    Q5_0, Q5_1     32   8                2: bit k of word i, elem. 16i+k   -                  each group
-    Q8_0           32  32 (one byte)     -                                 -                  each group
-    Q4_K           32   8                -                                 8-bit, 8-bit       each 8 groups
-    Q5_K           32   8                2: as Q5_0                        8-bit, 8-bit       each 8 groups
-    Q6_K           16   4                2: bits 2k of word i, elem. 8i+k  signed 8-bit, -    each 16 groups
+    4 bits   8 planes   | e  | e  | e  | e  |           four a word
+    5 bits  10 planes   |  e  |  e  |  e  |1|           three a word; every sixteenth element is spread over the
+                                                        top bits of five words, bit k in word k
+    6 bits  12 planes   |  e   |  e   | 4  |            two a word; the top four bits of three words hold two more:
+                        |  e   |  e   | 4  |            the low nibble of the one, the low nibble of the other,
+                        |  e   |  e   |2 |2 |           and the high pair of either
+    8 bits  16 planes   |   e    |   e    |             two a word
 
-The integers are the file's own. Only the 6-bit scales of Q4_K and Q5_K are widened to bytes: 148 for 144. Every
-weight is ``d·scale·(q − zero) − dmin·min`` with q put together from the planes. Words of 16 bits rather than bytes,
-because the arithmetic is in 16 bits: nothing has to be widened, and half as many streams are read (8 to 16 % faster).
+    type         integer   zero   scales of a group     minimum      d, dmin (f16)
+    Q4_0, Q4_1   4 bits    8, 0   -                     -            each group
+    Q5_0, Q5_1   5 bits   16, 0   -                     -            each group
+    Q8_0         8 bits  128      -                     -            each group
+    Q4_K         4 bits    0      one, 8 bits           8 bits       each 8 groups
+    Q5_K         5 bits    0      one, 8 bits           8 bits       each 8 groups
+    Q6_K         6 bits   32      two, signed 8 bits    -            each 8 groups
+
+Every weight is ``d·scale·(integer − zero) − dmin·min``. The integers are the file's own (Q8_0's are stored with 128
+added), and so many bits are read as the file has, but for the 6-bit scales of Q4_K and Q5_K, which are widened to
+bytes: 148 for 144. Words of 16 bits rather than bytes, because the arithmetic is in 16 bits: nothing has to be
+widened, and half as many streams are read. No word is split between a low and a high part that would be multiplied
+separately: that made Q5_0 1.4, Q8_0 1.5 and Q6_K 1.1 times faster than planes of nibbles, bits and bytes.
 """
 
 from __future__ import annotations
@@ -33,122 +39,175 @@ import numpy as np
 
 from formats.ggml_types import BY_NAME
 
+GROUP = 32
+"""Elements of a group. (Q6_K scales 16 at a time: a group has two scales.)"""
+
+
+class Field(NamedTuple):
+    """Some bits of a word: bits ``low`` .. ``low + bits`` of the integer of element ``element``."""
+
+    bits: int
+    element: int
+    low: int = 0
+
+
+Word = tuple[Field, ...]
+"""The fields of a word, lowest bits first."""
+
 
 class Layout(NamedTuple):
-    """What the planes of one type mean."""
+    """How the groups of one type are kept."""
 
-    group: int
-    """Elements that share a scale."""
+    words: tuple[tuple[Word, ...], ...]
+    """The planes, in runs: the products of one run are summed in 16 bits."""
+    bits: int
     zero: int
-    """What is subtracted from the stored number."""
-    high: str
-    """``""``, ``"bits"`` (one more bit an element) or ``"pairs"`` (two more)."""
+    """What is subtracted from the stored integer."""
     activation: str
     """How activations are rounded before an integer dot: ``"Q8_0"``, ``"Q8_1"`` each 32, ``"Q8_K"`` each 256."""
+    n_scales: int = 1
+    """Dots that a group is divided into, each with a scale of its own."""
 
 
+def four_bits(first: int) -> tuple[Word, ...]:
+    """16 elements in 4 words."""
+    return tuple(tuple(Field(4, first + 4 * k + i) for i in range(4)) for k in range(4))
+
+
+def five_bits(first: int) -> tuple[Word, ...]:
+    """16 elements in 5 words: 15 as they are, and the last bit by bit."""
+    return tuple((*(Field(5, first + 3 * k + i) for i in range(3)), Field(1, first + 15, low=k)) for k in range(5))
+
+
+def six_bits(first: int) -> tuple[Word, ...]:
+    """8 elements in 3 words: 6 as they are, and the last two in a nibble and a pair each."""
+    a, b = first + 6, first + 7
+    rest = ((Field(4, a),), (Field(4, b),), (Field(2, a, low=4), Field(2, b, low=4)))
+    return tuple((Field(6, first + 2 * k), Field(6, first + 2 * k + 1), *rest[k]) for k in range(3))
+
+
+def eight_bits(first: int) -> tuple[Word, ...]:
+    """2 elements in a word."""
+    return ((Field(8, first), Field(8, first + 1)),)
+
+
+FOUR = tuple(four_bits(first) for first in (0, 16))
+FIVE = tuple(five_bits(first) for first in (0, 16))
+SIX = tuple(six_bits(first) for first in range(0, GROUP, 8))
+EIGHT = tuple(eight_bits(first) for first in range(0, GROUP, 2))
 LAYOUTS = {
-    "Q4_0": Layout(32, 8, "", "Q8_0"),
-    "Q4_1": Layout(32, 0, "", "Q8_1"),
-    "Q5_0": Layout(32, 16, "bits", "Q8_0"),
-    "Q5_1": Layout(32, 0, "bits", "Q8_1"),
-    "Q8_0": Layout(32, 0, "", "Q8_0"),
-    "Q4_K": Layout(32, 0, "", "Q8_K"),
-    "Q5_K": Layout(32, 0, "bits", "Q8_K"),
-    "Q6_K": Layout(16, 32, "pairs", "Q8_K"),
+    "Q4_0": Layout(FOUR, 4, 8, "Q8_0"),
+    "Q4_1": Layout(FOUR, 4, 0, "Q8_1"),
+    "Q5_0": Layout(FIVE, 5, 16, "Q8_0"),
+    "Q5_1": Layout(FIVE, 5, 0, "Q8_1"),
+    "Q8_0": Layout(EIGHT, 8, 128, "Q8_0"),
+    "Q4_K": Layout(FOUR, 4, 0, "Q8_K"),
+    "Q5_K": Layout(FIVE, 5, 0, "Q8_K"),
+    "Q6_K": Layout(SIX, 6, 32, "Q8_K", n_scales=2),
 }
 """Types with a plane layout; any other is kept as raw blocks and decoded where it is used."""
 
-Planes = dict[str, np.ndarray]
-"""``low`` [n_low, G, N], ``high`` [n_high, G, N] uint16 (Q8_0: uint8), ``scale`` [G, N], ``min`` [G, N] 8-bit,
-``d`` and ``dmin`` [G / groups a block, N] f16; G groups along the input, N outputs. Absent where a type has none."""
+Parts = dict[str, np.ndarray]
+"""``word0`` .. [G, N] uint16, ``scale0`` .. and ``min`` [G, N] 8-bit, ``d`` and ``dmin`` [G / groups a block, N] f16; G
+groups along the input, N outputs. Absent where a type has none."""
 
 
-def planes_of(type_name: str, raw: np.ndarray) -> Planes:
-    """Rows of blocks, uint8 [N, row_bytes], re-ordered into planes. The blocks are drawn in ``formats/blocks/``."""
-    fields = FIELDS[type_name](raw.reshape(len(raw), -1, BY_NAME[type_name].block_bytes))
-    if type_name != "Q8_0":
-        fields |= {name: np.ascontiguousarray(fields[name]).view("<u2") for name in ("low", "high") if name in fields}
-    return {name: outputs_last(field) for name, field in fields.items()}
+def parts_of(type_name: str, raw: np.ndarray) -> Parts:
+    """Rows of blocks, uint8 [N, row_bytes], as planes. The blocks are drawn in ``formats/blocks/``.
+
+    The bytes are transposed first, all else is elementwise along the outputs.
+    """
+    block_bytes = BY_NAME[type_name].block_bytes
+    parts = READERS[type_name](np.ascontiguousarray(raw.T).reshape(-1, block_bytes, len(raw)))
+    integers = parts.pop("integers")
+    words = [word for run in LAYOUTS[type_name].words for word in run]
+    return parts | {f"word{i}": pack_word(word, integers) for i, word in enumerate(words)}
 
 
-def outputs_last(field: np.ndarray) -> np.ndarray:
-    """[N, n_blocks, groups a block, words] -> [words, G, N]; [N, n_blocks, groups a block] -> [G, N]."""
-    if field.ndim == 4:
-        return np.ascontiguousarray(field.reshape(len(field), -1, field.shape[-1]).transpose(2, 1, 0))
-    return np.ascontiguousarray(field.reshape(len(field), -1).T)
+def pack_word(word: Word, integers: np.ndarray) -> np.ndarray:
+    """The plane of one word, uint16 [G, N], from integers uint8 [G, 32, N]."""
+    plane, shift = np.zeros((len(integers), integers.shape[2]), np.uint16), 0
+    for field in word:
+        value = integers[:, field.element] >> np.uint8(field.low) & np.uint8((1 << field.bits) - 1)
+        plane |= value.astype(np.uint16) << np.uint16(shift)
+        shift += field.bits
+    return plane
 
 
 def half(blocks: np.ndarray, at: int) -> np.ndarray:
-    """The f16 at byte ``at`` of each block: [N, n_blocks, 1]."""
-    return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)
+    """The f16 at byte ``at`` of each block: [n_blocks, N]."""
+    return (blocks[:, at] | blocks[:, at + 1].astype(np.uint16) << np.uint16(8)).view(np.float16)
 
 
-def one_group(d: int, dmin: int | None, high: int | None, low: int) -> Callable[[np.ndarray], Planes]:
-    """Fields of a 32-element type, from the offsets of its parts."""
+def nibbles(blocks: np.ndarray) -> np.ndarray:
+    """Bytes [.., n, N] -> [.., 2n, N]: all low nibbles, then all high ones."""
+    return np.concatenate([blocks & np.uint8(15), blocks >> np.uint8(4)], axis=-2)
 
-    def fields(blocks: np.ndarray) -> Planes:
-        out = {"d": half(blocks, d), "low": blocks[:, :, None, low:]}
+
+def one_group(d: int, dmin: int | None, high: int | None, low: int) -> Callable[[np.ndarray], Parts]:
+    """Reader of a 32-element type of 4 or 5 bits, from the offsets of its parts."""
+
+    def read(blocks: np.ndarray) -> Parts:
+        out = {"d": half(blocks, d), "integers": nibbles(blocks[:, low:])}
         if dmin is not None:
             out["dmin"] = -half(blocks, dmin)  # these two types *add* a minimum; a sign is all the difference
         if high is not None:
-            out["high"] = blocks[:, :, None, high:low]
+            bits = np.unpackbits(blocks[:, high:low], axis=1, bitorder="little")  # bit e: the fifth of element e
+            out["integers"] |= bits << np.uint8(4)
         return out
 
-    return fields
+    return read
 
 
-def re_paired(qs: np.ndarray) -> np.ndarray:
-    """Q4_K's nibbles, 32 bytes for two groups (low: the first), as 16 bytes a group: [N, n_blocks, 8, 16]."""
-    runs = qs.reshape(*qs.shape[:2], 4, 32)
-    low, high = runs & 15, runs >> 4
-    pairs = np.stack([low[..., :16] | low[..., 16:] << 4, high[..., :16] | high[..., 16:] << 4], axis=3)
-    return pairs.reshape(*qs.shape[:2], 8, 16)
+def q8_0(blocks: np.ndarray) -> Parts:
+    return {"d": half(blocks, 0), "integers": blocks[:, 2:] ^ np.uint8(128)}
 
 
-def six_bits(packed: np.ndarray) -> Planes:
-    """Q4_K's twelve scale bytes as eight scales and eight mins: [N, n_blocks, 8] uint8 each."""
-    a, b, c = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
+def scales_and_mins(packed: np.ndarray) -> Parts:
+    """Q4_K's twelve scale bytes [n_blocks, 12, N] as eight scales and eight mins, uint8 [G, N] each."""
+    a, b, c = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1)
+    mins = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1)
+    return {"scale0": scales.reshape(-1, scales.shape[-1]), "min": mins.reshape(-1, mins.shape[-1])}
+
+
+def q4_k(blocks: np.ndarray) -> Parts:
+    """32 bytes hold two groups: the low nibbles one, the high nibbles the next."""
+    n_out = blocks.shape[-1]
+    integers = nibbles(blocks[:, 16:].reshape(-1, 4, 32, n_out)).reshape(-1, GROUP, n_out)
+    return {"integers": integers, **scales_and_mins(blocks[:, 4:16]), "d": half(blocks, 0), "dmin": half(blocks, 2)}
+
+
+def q5_k(blocks: np.ndarray) -> Parts:
+    """As Q4_K; bit g of high byte l is the fifth bit of element l of group g."""
+    parts = q4_k(np.delete(blocks, np.s_[16:48], axis=1))
+    high = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None, None] & np.uint8(1)  # [n_blocks, g, l, N]
+    parts["integers"] |= high.reshape(parts["integers"].shape) << np.uint8(4)
+    return parts
+
+
+def q6_k(blocks: np.ndarray) -> Parts:
+    """Half h (of 128), quarter k (of 32), l: nibbles in ql[h, k & 1, l], the high ones for k >= 2; pairs in qh[h, l]."""
+    n_out = blocks.shape[-1]
+    low = nibbles(blocks[:, :128].reshape(-1, 2, 64, n_out)).reshape(-1, 2, 4, 32, n_out)
+    pairs = blocks[:, 128:192].reshape(-1, 2, 1, 32, n_out) >> np.array([0, 2, 4, 6], np.uint8)[:, None, None]
+    scales = blocks[:, 192:208].view(np.int8).reshape(-1, 2, n_out)
     return {
-        "scale": np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=-1),
-        "min": np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=-1),
-    }
-
-
-def q4_k(blocks: np.ndarray) -> Planes:
-    return {"low": re_paired(blocks[..., 16:]), **six_bits(blocks[..., 4:16]),
-            "d": half(blocks, 0), "dmin": half(blocks, 2)}  # fmt: skip
-
-
-def q5_k(blocks: np.ndarray) -> Planes:
-    """As Q4_K; bit g of high byte l belongs to element l of group g, and moves into the bit string of its group."""
-    bits = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little")  # [N, n_blocks, l, g]
-    high = np.packbits(bits.swapaxes(-1, -2), axis=-1, bitorder="little")  # [N, n_blocks, g, 4]
-    return {**q4_k(np.delete(blocks, np.s_[16:48], axis=-1)), "high": high}
-
-
-def q6_k(blocks: np.ndarray) -> Planes:
-    """Half h (of 128), quarter k (of 32), l: nibbles in ql, pairs in qh; regrouped by 16 consecutive elements."""
-    shape = blocks.shape[:2]
-    ql = blocks[..., :128].reshape(*shape, 2, 2, 32)  # [half, quarter & 1, l]; high nibble: quarter + 2
-    nibbles = np.stack([ql & 15, ql >> 4], axis=3).reshape(*shape, 16, 16)  # [group, element]
-    qh = blocks[..., 128:192].reshape(*shape, 2, 1, 32)
-    pairs = (qh >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3).reshape(*shape, 16, 4, 4)
-    return {
-        "low": nibbles[..., :8] | nibbles[..., 8:] << 4,
-        "high": pairs[..., 0] | pairs[..., 1] << 2 | pairs[..., 2] << 4 | pairs[..., 3] << 6,
-        "scale": blocks[..., 192:208].view(np.int8),
+        "integers": (low | (pairs & np.uint8(3)) << np.uint8(4)).reshape(-1, GROUP, n_out),
+        "scale0": scales[:, 0],
+        "scale1": scales[:, 1],
         "d": half(blocks, 208),
     }
 
 
-FIELDS: dict[str, Callable[[np.ndarray], Planes]] = {
+READERS: dict[str, Callable[[np.ndarray], Parts]] = {
     "Q4_0": one_group(d=0, dmin=None, high=None, low=2),
     "Q4_1": one_group(d=0, dmin=2, high=None, low=4),
     "Q5_0": one_group(d=0, dmin=None, high=2, low=6),
     "Q5_1": one_group(d=0, dmin=2, high=4, low=8),
-    "Q8_0": one_group(d=0, dmin=None, high=None, low=2),
+    "Q8_0": q8_0,
     "Q4_K": q4_k,
     "Q5_K": q5_k,
     "Q6_K": q6_k,
 }
+"""From bytes [n_blocks, block_bytes, N] to the parts of ``Parts``, and ``integers``: uint8 [G, 32, N]."""

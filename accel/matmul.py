@@ -13,30 +13,26 @@ and the activations are permuted instead: they are few.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from accel.blocks import dequantize
-from accel.dots import elements, group_dot, sheets
-from accel.layout import LAYOUTS
+from accel.dots import elements, group_dots, sheets
+from accel.layout import GROUP, LAYOUTS
 from accel.pack import Packed, Stack
-from accel.quantize import quantize
+from accel.quantize import Quantized, quantize
 
 FEW_TOKENS = 4
 """Up to so many tokens are multiplied one by one: decoding the weights would cost more than it saves."""
 
 
-def matmul(x: jax.Array, stack: Stack, layer: jax.Array, arith: str) -> jax.Array:
-    """W·x[t] for the matrix of ``layer``: x f32 [n_tokens, in_features] -> f32 [n_tokens, out_features]."""
-
-    def of_part(part: Packed):
-        return lambda slot: product(x, part, slot, arith)
-
-    branches = [of_part(part) for part in stack.parts]
-    slot = stack.slot[layer]
-    return branches[0](slot) if len(branches) == 1 else lax.switch(stack.kind[layer], branches, slot)
+Activations = dict[str, Quantized]
+"""The activations of some tokens, rounded in each way that is asked for."""
 
 
 def matmul_roles(x: jax.Array, matrices: dict[tuple[str, ...], Stack], roles: tuple[str, ...],
@@ -45,101 +41,122 @@ def matmul_roles(x: jax.Array, matrices: dict[tuple[str, ...], Stack], roles: tu
 
     Roles whose matrices were joined at packing are computed together and cut apart.
     """
+    stacks = {joined: stack for joined, stack in matrices.items() if joined[0] in roles}
+    rounded = round_activations(x, [part for stack in stacks.values() for part in stack.parts], arith)
     products: dict[str, jax.Array] = {}
-    for joined, stack in matrices.items():
-        if joined[0] in roles:
-            y = matmul(x, stack, layer, arith)
-            cuts = np.cumsum([sizes[role] for role in joined])[:-1].tolist()
-            products.update(zip(joined, jnp.split(y, cuts, axis=1), strict=True))
+    for joined, stack in stacks.items():
+        branches = [partial(product, x, rounded, part, arith=arith) for part in stack.parts]
+        slot = stack.slot[layer]
+        y = branches[0](slot) if len(branches) == 1 else lax.switch(stack.kind[layer], branches, slot)
+        cuts = np.cumsum([sizes[role] for role in joined])[:-1].tolist()
+        products.update(zip(joined, jnp.split(y, cuts, axis=1), strict=True))
     return [products[role] for role in roles]
 
 
 def matmul_slices(x: jax.Array, packed: Packed, arith: str) -> jax.Array:
     """W·x[t] for a tall matrix packed in slices of rows: f32 [n_tokens, all rows]."""
     n_slots = jax.tree.leaves(packed)[0].shape[0]
-    parts = lax.map(lambda slot: product(x, packed, slot, arith), jnp.arange(n_slots))
+    rounded = round_activations(x, [packed], arith)
+    parts = lax.map(lambda slot: product(x, rounded, packed, slot, arith), jnp.arange(n_slots))
     return jnp.moveaxis(parts, 0, 1).reshape(x.shape[0], -1)
 
 
 def lookup(packed: Packed, ids: jax.Array) -> jax.Array:
     """Rows ``ids`` [n_tokens] of a matrix packed in slices (the embedding): f32 [n_tokens, in_features]."""
-    n_rows = packed.fields["raw"].shape[1] if "raw" in packed.fields else packed.low[0].shape[2]
+    n_rows = packed.fields["raw"].shape[1] if "raw" in packed.fields else packed.words[0].shape[2]
     slot, row = ids // n_rows, ids % n_rows
     if "raw" in packed.fields:
         return dequantize(packed.type, packed.fields["raw"][slot, row])
     columns = jax.tree.map(lambda a: a[slot, :, row].T, packed)  # planes [n_groups, n_tokens]: tokens as outputs
     decoded = decode(columns, jnp.float32)
     in_order = np.argsort([e for order, _ in decoded for e in order])
-    group = jnp.concatenate([sheet for _, sheet in decoded])[in_order]  # [group, n_groups, n_tokens]
+    group = jnp.concatenate([sheet for _, sheet in decoded])[in_order]  # [32, n_groups, n_tokens]
     return jnp.transpose(group, (2, 1, 0)).reshape(ids.shape[0], -1)
 
 
-def product(x: jax.Array, packed: Packed, slot: jax.Array, arith: str) -> jax.Array:
+def by_integers(x: jax.Array, packed: Packed, arith: str) -> bool:
+    """Whether a product with ``packed`` is made of integer dots."""
+    return arith == "fast" and len(x) <= FEW_TOKENS and packed.type in LAYOUTS
+
+
+def round_activations(x: jax.Array, matrices: Sequence[Packed], arith: str) -> Activations:
+    """x [n_tokens, in_features] in 8 bits, once for each way that the integer dots with ``matrices`` want."""
+    kinds = {LAYOUTS[packed.type].activation for packed in matrices if by_integers(x, packed, arith)}
+    return {kind: quantize(x, kind) for kind in sorted(kinds)}
+
+
+def product(x: jax.Array, rounded: Activations, packed: Packed, slot: jax.Array, arith: str) -> jax.Array:
     """W·x[t] for the matrix in ``slot``: [n_tokens, in_features] -> f32 [n_tokens, out_features]."""
     one = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, slot, keepdims=False), packed)
     if "raw" in one.fields:
         w = dequantize(one.type, one.fields["raw"])
         return lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-    if x.shape[0] <= FEW_TOKENS:
-        multiply = integer_product if arith == "fast" else float_product
-        return jnp.stack([multiply(row, one) for row in x])
+    if by_integers(x, packed, arith):
+        a = rounded[LAYOUTS[one.type].activation]
+        return jnp.stack([integer_product(jax.tree.map(lambda leaf, t=t: leaf[t], a), one) for t in range(len(x))])
+    if len(x) <= FEW_TOKENS:
+        return jnp.stack([float_product(row, one) for row in x])
     dtype = jnp.dtype(jnp.bfloat16 if arith == "fast" else jnp.float32)
     return dense_product(x.astype(dtype), decode(one, dtype))
 
 
-def integer_product(x: jax.Array, w: Packed) -> jax.Array:
-    """W·x with 8-bit activations: Σ_g d_x·(d·scale)·Σ(q·q_x) − (dmin·min)·Σx. x [in_features] -> [out_features]."""
-    layout = LAYOUTS[w.type]
-    a = quantize(x, layout.activation, layout.group)
-    dots = group_dot(w.type, w.low, w.high, a.q).astype(jnp.float32)
-    return sum_groups(dots, a.d, a.sums, w)
+def integer_product(a: Quantized, w: Packed) -> jax.Array:
+    """W·x of one token with 8-bit activations: Σ_g d_x·d·(scale·Σ q·q_x) − (dmin·min)·Σx. Returns [out_features].
+
+    All but the last sum is one fused loop over the planes. That sum, over groups, is a dot with ones: it is faster
+    here than ``sum``, and keeps a reduction out of the loop.
+    """
+    dots = group_dots(LAYOUTS[w.type], w.words, a.q)
+    if w.scales:
+        dots = [dot * scale.astype(jnp.int32) for dot, scale in zip(dots, w.scales, strict=True)]
+    parts = sum(dots).astype(jnp.float32) * (each_group(w, "d") * a.d[:, None])
+    return add_groups(parts if "dmin" not in w.fields else parts - minimum(w) * a.sums[:, None])
 
 
 def float_product(x: jax.Array, w: Packed) -> jax.Array:
     """W·x in f32, group by group: no activation is rounded. x [in_features] -> [out_features]."""
-    groups = x.reshape(-1, LAYOUTS[w.type].group)
-    dots = jnp.float32(0)
-    for e, q in enumerate(elements(w.type, w.low, w.high)):
-        dots += q.astype(jnp.float32) * groups[:, e, None]
-    return sum_groups(dots, jnp.ones(len(groups), jnp.float32), groups.sum(1), w)
+    groups, layout = x.reshape(-1, GROUP), LAYOUTS[w.type]
+    dots = [jnp.float32(0)] * layout.n_scales
+    for e, q in enumerate(elements(w.type, w.words)):
+        dots[e * layout.n_scales // GROUP] += q.astype(jnp.float32) * groups[:, e, None]
+    parts = sum(dot * scale for dot, scale in zip(dots, scales(w), strict=True))
+    return add_groups(parts if "dmin" not in w.fields else parts - minimum(w) * groups.sum(1)[:, None])
 
 
-def sum_groups(dots: jax.Array, d: jax.Array, sums: jax.Array, w: Packed) -> jax.Array:
-    """Scale each group's dot [n_groups, out], take off its minimum, and add up the groups: [out].
-
-    The scaling belongs to the fused loop over planes. The sum over groups is a dot with ones, which is faster
-    here than ``sum`` and keeps a reduction out of that loop.
-    """
-    scale, minimum = scales(w)
-    parts = dots * (scale * d[:, None])
-    if minimum is not None:
-        parts -= minimum * sums[:, None]
+def add_groups(parts: jax.Array) -> jax.Array:
+    """Σ over groups: [n_groups, out] -> [out]."""
     return lax.dot(jnp.ones((1, len(parts)), jnp.float32), parts, precision=lax.Precision.HIGHEST)[0]
 
 
-def scales(w: Packed) -> tuple[jax.Array, jax.Array | None]:
-    """d·scale and dmin·min of each group, f32 [n_groups, out]; None for a type without a minimum."""
-    n_groups = w.low[0].shape[0]
+def each_group(w: Packed, name: str) -> jax.Array:
+    """``d`` or ``dmin``, which several groups may share, for each group: f32 [n_groups, out]."""
+    field, n_groups = w.fields[name], w.words[0].shape[0]
+    spread = jnp.broadcast_to(field[:, None], (len(field), n_groups // len(field), field.shape[1]))
+    return spread.reshape(n_groups, -1).astype(jnp.float32)
 
-    def each_group(d: jax.Array) -> jax.Array:
-        spread = jnp.broadcast_to(d[:, None], (len(d), n_groups // len(d), d.shape[1]))
-        return spread.reshape(n_groups, -1).astype(jnp.float32)
 
-    scale = each_group(w.fields["d"])
-    if "scale" in w.fields:
-        scale = scale * w.fields["scale"].astype(jnp.float32)
+def scales(w: Packed) -> list[jax.Array]:
+    """d·scale, f32 [n_groups, out], for each part of a group that has its own."""
+    d = each_group(w, "d")
+    return [d * scale.astype(jnp.float32) for scale in w.scales] or [d]
+
+
+def minimum(w: Packed) -> jax.Array:
+    """dmin·min of each group, f32 [n_groups, out]; 0 for a type without."""
     if "dmin" not in w.fields:
-        return scale, None
-    minimum = each_group(w.fields["dmin"])
-    return scale, minimum * w.fields["min"].astype(jnp.float32) if "min" in w.fields else minimum
+        return jnp.float32(0)
+    dmin = each_group(w, "dmin")
+    return dmin * w.fields["min"].astype(jnp.float32) if "min" in w.fields else dmin
 
 
 def decode(w: Packed, dtype: jnp.dtype | type) -> list[tuple[list[int], jax.Array]]:
     """The matrix as numbers, rounded once to ``dtype``: (elements, [n_elements, n_groups, out]) for each sheet."""
-    scale, minimum = scales(w)
-    offset = jnp.float32(0) if minimum is None else minimum
-    integers = sheets(w.type, w.low, w.high)
-    return [(order, (q.astype(jnp.float32) * scale - offset).astype(dtype)) for order, q in integers]
+    scale, offset = jnp.stack(scales(w))[:, None], minimum(w)  # [n_scales, 1, n_groups, out]
+    out = []
+    for order, q in sheets(w.type, w.words):  # elements in ascending order: equally many for each scale, one after the other
+        by_scale = q.astype(jnp.float32).reshape(len(scale), -1, *q.shape[1:])
+        out.append((order, (by_scale * scale - offset).astype(dtype).reshape(q.shape)))
+    return out
 
 
 def dense_product(x: jax.Array, w: list[tuple[list[int], jax.Array]]) -> jax.Array:

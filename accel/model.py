@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import io_callback
 
-from accel.attention import KVCache, attention
+from accel.attention import KVCache, attention, write
 from accel.chat import render
 from accel.matmul import lookup, matmul_roles, matmul_slices
 from accel.pack import Params, pack
@@ -47,13 +47,15 @@ def untapped(stage: str, layer: jax.Array | int, activation: jax.Array) -> jax.A
 def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: jax.Array, turns: jax.Array,
             k_cache: jax.Array, v_cache: jax.Array,
             tap: DeviceTap = untapped) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """Read ids [n_tokens] at positions ``start`` .. ; returns the normalised residual stream and the caches.
+    """Read ids [n_sequences, n_tokens] at positions ``start`` [n_sequences] .. of each sequence.
 
-    turns [capacity, 2, head_dim/2]: the RoPE table. Caches [n_layers, capacity, n_kv_heads, head_dim].
+    turns [capacity, 2, head_dim/2]: the RoPE table. Caches as in ``KVCache``. Returns the normalised residual stream
+    [n_sequences · n_tokens, hidden] and the caches. Taps see the sequences one after the other.
     """
-    n_tokens, eps, vectors = ids.shape[0], config.rms_norm_eps, params.vectors
+    eps, vectors = config.rms_norm_eps, params.vectors
     sizes = {name.removesuffix(".weight"): shape[0] for name, shape in layer_tensors(config).items()}
-    turns = lax.dynamic_slice_in_dim(turns, start, n_tokens)
+    positions = start[:, None] + jnp.arange(ids.shape[1])
+    turns = turns[positions.reshape(-1)]
 
     def layer_step(carry: tuple[jax.Array, ...], layer: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
         x, k_cache, v_cache = carry
@@ -65,7 +67,10 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
             return tap(f"{which}_bias", layer, y + vectors[f"attn_{which}.bias"][layer])
 
         def heads(y: jax.Array) -> jax.Array:
-            return y.reshape(n_tokens, -1, config.head_dim)
+            return y.reshape(len(x), -1, config.head_dim)
+
+        def by_sequence(y: jax.Array) -> jax.Array:
+            return y.reshape(*ids.shape, *y.shape[1:])
 
         h = tap("attn_norm", layer, rms_norm(x, vectors["attn_norm.weight"][layer], eps))
         q, k, v = linear(h, "attn_q", "attn_k", "attn_v")
@@ -73,9 +78,8 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
         q, k, v = add_bias("q", q), add_bias("k", k), add_bias("v", v)
         q = tap("q_rope", layer, rotate(heads(q), turns))
         k = tap("k_rope", layer, rotate(heads(k), turns))
-        k_cache = lax.dynamic_update_slice(k_cache, k[None], (layer, start, 0, 0))
-        v_cache = lax.dynamic_update_slice(v_cache, heads(v)[None], (layer, start, 0, 0))
-        mixed = attention(q, k_cache[layer], v_cache[layer], start).reshape(n_tokens, -1)
+        k_cache, v_cache = write(k_cache, v_cache, by_sequence(k), by_sequence(heads(v)), layer, start)
+        mixed = attention(by_sequence(q), k_cache, v_cache, layer, positions).reshape(len(x), -1)
         mixed = tap("attention", layer, mixed)
         x = tap("attn_residual", layer, x + tap("attn_out", layer, *linear(mixed, "attn_output")))
 
@@ -86,7 +90,7 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
         x = tap("ffn_residual", layer, x + tap("ffn_out", layer, *linear(gated, "ffn_down")))
         return (x, k_cache, v_cache), None
 
-    x = tap("embedding", -1, lookup(params.embedding, ids))
+    x = tap("embedding", -1, lookup(params.embedding, ids.reshape(-1)))
     (x, k_cache, v_cache), _ = lax.scan(layer_step, (x, k_cache, v_cache), jnp.arange(config.n_layers))
     return tap("final_norm", -1, rms_norm(x, params.final_gain, eps)), k_cache, v_cache
 
@@ -95,7 +99,7 @@ def read_last(config: Config, arith: str, params: Params, ids: jax.Array, n: jax
               turns: jax.Array, k_cache: jax.Array,
               v_cache: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Read ids, of which the first ``n`` count; logits [n_vocab] after the n-th, and the caches."""
-    x, k_cache, v_cache = forward(params, config, arith, ids, start, turns, k_cache, v_cache)
+    x, k_cache, v_cache = forward(params, config, arith, ids[None], start[None], turns, k_cache, v_cache)
     last = lax.dynamic_slice_in_dim(x, n - 1, 1)
     return matmul_slices(last, params.output, arith)[0], k_cache, v_cache
 
@@ -103,7 +107,7 @@ def read_last(config: Config, arith: str, params: Params, ids: jax.Array, n: jax
 def read_all(config: Config, arith: str, tap: DeviceTap, params: Params, ids: jax.Array, turns: jax.Array,
              k_cache: jax.Array, v_cache: jax.Array) -> jax.Array:  # fmt: skip
     """Read ids from position 0; logits [n_tokens, n_vocab] after each of them."""
-    x, _, _ = forward(params, config, arith, ids, jnp.int32(0), turns, k_cache, v_cache, tap)
+    x, _, _ = forward(params, config, arith, ids[None], jnp.zeros(1, jnp.int32), turns, k_cache, v_cache, tap)
     return tap("logits", -1, matmul_slices(x, params.output, arith))
 
 

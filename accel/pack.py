@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from accel.layout import LAYOUTS, planes_of
+from accel.layout import LAYOUTS, parts_of
 from formats import ModelFile, Tensor
 from formats.anatomy import layer_tensors
 
@@ -33,6 +33,7 @@ OUTPUT_SLICES = 16
 SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """Roles that multiply the same activations."""
 Release = Callable[[], None]
+ROWS_AT_ONCE = 512
 PACKING_THREADS = 2  # NumPy's copies run without the interpreter's lock; more threads than this gain nothing
 
 
@@ -41,14 +42,15 @@ PACKING_THREADS = 2  # NumPy's copies run without the interpreter's lock; more t
 class Packed:
     """Matrices of one shape [out_features, in_features] and one type, each in a slot."""
 
-    low: tuple[jax.Array, ...]
-    """Byte planes [n_slots, n_groups, out_features]; see ``accel/layout.py``. Separate arrays, because then each
-    plane of a layer is a slice with one user, which XLA reads in place. Sixteen slices of one array cost a copy of
-    the layer, or an index computation a byte: 10 to 36 billion weights/s in place of 30 to 46."""
-    high: tuple[jax.Array, ...]
+    words: tuple[jax.Array, ...]
+    """Planes [n_slots, n_groups, out] uint16; see ``accel/layout.py``. Separate arrays, because then each plane of a
+    layer is a slice with one user, which XLA reads in place. Sixteen slices of one array cost a copy of the layer,
+    or an index computation a byte: 10 to 36 billion weights/s in place of 30 to 46."""
+    scales: tuple[jax.Array, ...]
+    """[n_slots, n_groups, out], as many as the layout says; none where a group has only ``d``."""
     fields: dict[str, jax.Array]
-    """``scale``, ``min`` [n_slots, n_groups, out], ``d``, ``dmin`` [n_slots, n_groups / groups a block, out]; or
-    ``raw`` [n_slots, out, row_bytes] for a type without a plane layout."""
+    """``min`` [n_slots, n_groups, out], ``d``, ``dmin`` [n_slots, n_groups / groups a block, out]; or ``raw``
+    [n_slots, out, row_bytes] for a type without a plane layout."""
     type: str = field(metadata={"static": True})
 
 
@@ -165,39 +167,41 @@ def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndar
 
 
 def fill(type_name: str, readers: Sequence[Callable[[], np.ndarray]], release: Release = lambda: None) -> Packed:
-    """Pack what each reader returns into its slot, several at a time; ``release`` is called after each.
+    """Pack the rows that each reader returns into its slot, several at a time; ``release`` is called after each.
 
     What was packed is not needed a second time: giving its pages of the file back as one goes keeps the file and
-    the packed weights from being in memory both.
+    the packed weights from being in memory both. Rows go through in small lots, which stay in the cache.
     """
+    n_rows, row_bytes = readers[0]().shape
+    host: dict[str, np.ndarray] = {}
+    for name, one_row in parts_of_rows(type_name, np.zeros((1, row_bytes), np.uint8)).items():
+        shape = (n_rows, row_bytes) if name == "raw" else (len(one_row), n_rows)
+        host[name] = aligned((len(readers), *shape), one_row.dtype)
 
-    def read(i: int) -> dict[str, np.ndarray]:
-        raw = readers[i]()
-        planes = planes_of(type_name, raw) if type_name in LAYOUTS else {"raw": raw}
-        return {
-            f"{name}{j}" if name in ("low", "high") else name: part
-            for name, array in planes.items()
-            for j, part in enumerate(array if name in ("low", "high") else [array])
-        }
-
-    first = read(0)
-    host = {name: aligned((len(readers), *array.shape), array.dtype) for name, array in first.items()}
-
-    def place(i: int, arrays: dict[str, np.ndarray]) -> None:
-        for name, array in arrays.items():
-            host[name][i] = array
+    def place(slot: int) -> None:
+        raw = readers[slot]()
+        for start in range(0, n_rows, ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            for name, part in parts_of_rows(type_name, raw[rows]).items():
+                host[name][(slot, rows) if name == "raw" else (slot, slice(None), rows)] = part
         release()
 
-    place(0, first)
     with ThreadPoolExecutor(PACKING_THREADS) as pool:
-        list(pool.map(lambda i: place(i, read(i)), range(1, len(readers))))
+        list(pool.map(place, range(len(readers))))
     device = {name: jax.device_put(array) for name, array in host.items()}
+    layout = LAYOUTS.get(type_name)
+    n_words = sum(map(len, layout.words)) if layout else 0
     return Packed(
-        low=tuple(array for name, array in device.items() if name.startswith("low")),
-        high=tuple(array for name, array in device.items() if name.startswith("high")),
-        fields={name: array for name, array in device.items() if not name.startswith(("low", "high"))},
+        words=tuple(device.pop(f"word{i}") for i in range(n_words)),
+        scales=tuple(device.pop(name) for name in ("scale0", "scale1") if name in device),
+        fields=device,
         type=type_name,
     )
+
+
+def parts_of_rows(type_name: str, raw: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of blocks, uint8 [n_rows, row_bytes], as what is kept of them on the device."""
+    return parts_of(type_name, raw) if type_name in LAYOUTS else {"raw": raw}
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from random_blocks import random_blocks
 
-from accel.dots import group_dot
-from accel.layout import LAYOUTS
+from accel.dots import group_dots
+from accel.layout import GROUP, LAYOUTS
 from accel.matmul import decode, dense_product, float_product, integer_product, lookup
 from accel.pack import Packed, fill
+from accel.quantize import quantize
 from formats import blocks
 from formats.ggml_types import BY_NAME
 from reference import block_dot
@@ -43,12 +44,17 @@ def activations(n: int) -> np.ndarray:
 @pytest.mark.parametrize("type_name", LAYOUTS)
 def test_decoded_planes_are_the_weights_bit_for_bit(type_name: str) -> None:
     raw, packed = matrix(type_name, tame=False)
-    group = LAYOUTS[type_name].group
-    weights = np.empty((N_OUT, blocks.dequantize(type_name, raw).shape[1] // group, group), np.float32)
+    weights = np.empty((N_OUT, blocks.dequantize(type_name, raw).shape[1] // GROUP, GROUP), np.float32)
     for order, sheet in jax.jit(lambda w: decode(w, jnp.float32))(packed):
         weights[:, :, np.array(order)] = np.asarray(sheet).transpose(2, 1, 0)
     weights = weights.reshape(N_OUT, -1)
     assert np.array_equal(weights.view(np.uint32), blocks.dequantize(type_name, raw).view(np.uint32))
+
+
+def parts_of_groups(type_name: str, raw: np.ndarray) -> np.ndarray:
+    """The integers less their zero, int64 [n_outputs, n_groups, n_scales, elements of a scale]."""
+    q = blocks.unpack(type_name, raw).q.astype(np.int64)
+    return q.reshape(len(raw), -1, LAYOUTS[type_name].n_scales, GROUP // LAYOUTS[type_name].n_scales)
 
 
 @pytest.mark.parametrize("extreme", [False, True], ids=["random", "largest"])
@@ -56,27 +62,27 @@ def test_decoded_planes_are_the_weights_bit_for_bit(type_name: str) -> None:
 def test_group_dots_are_exact_integers(type_name: str, extreme: bool) -> None:
     """At ±127 throughout, the sixteen-bit accumulators are as full as they can get."""
     raw, packed = matrix(type_name)
-    group = LAYOUTS[type_name].group
-    q = blocks.unpack(type_name, raw).q.reshape(N_OUT, -1, group).astype(np.int64)
+    q = parts_of_groups(type_name, raw)
     rng = np.random.default_rng(3)
-    x = rng.integers(-127, 128, (q.shape[1], group))
+    x = rng.integers(-127, 128, (q.shape[1], GROUP))
     if extreme:
         x = np.where(rng.random(x.shape) < 0.5, 127, -127)
         x[0], x[1] = 127, -127
-    dots = jax.jit(lambda w, x: group_dot(type_name, w.low, w.high, x))(packed, jnp.asarray(x, jnp.int16))
-    assert np.array_equal(np.asarray(dots), np.einsum("nge,ge->gn", q, x))
+    dots = jax.jit(lambda w, x: group_dots(LAYOUTS[type_name], w.words, x))(packed, jnp.asarray(x, jnp.int16))
+    wanted = np.einsum("ngse,gse->sgn", q, x.reshape(q.shape[1:]))
+    assert np.array_equal(np.stack(dots), wanted)
 
 
-@pytest.mark.parametrize("full", [0xFF, 0x80, 0x7F])
+@pytest.mark.parametrize("full", [0xFF, 0x80, 0x7F, 0x00])
 @pytest.mark.parametrize("type_name", LAYOUTS)
 def test_no_accumulator_overflows_on_the_largest_weights(type_name: str, full: int) -> None:
     raw = np.full((1, 2 * BY_NAME[type_name].block_bytes), full, np.uint8)
-    q = blocks.unpack(type_name, raw).q.reshape(1, -1, LAYOUTS[type_name].group).astype(np.int64)
+    q = parts_of_groups(type_name, raw)
     packed = jax.tree.map(lambda a: a[0], fill(type_name, [lambda: raw]))
     for sign in (127, -127):
-        x = np.full(q.shape[1:], sign)
-        dots = group_dot(type_name, packed.low, packed.high, jnp.asarray(x, jnp.int16))
-        assert np.array_equal(np.asarray(dots), np.einsum("nge,ge->gn", q, x))
+        x = np.full((q.shape[1], GROUP), sign)
+        dots = group_dots(LAYOUTS[type_name], packed.words, jnp.asarray(x, jnp.int16))
+        assert np.array_equal(np.stack(dots), np.einsum("ngse,gse->sgn", q, x.reshape(q.shape[1:])))
 
 
 @pytest.mark.parametrize("type_name", LAYOUTS)
@@ -85,7 +91,8 @@ def test_integer_product_is_the_oracles_ggml_arithmetic(type_name: str) -> None:
     differs, so the difference is at most 2 · n_groups · u times the sum of the terms' magnitudes."""
     raw, packed = matrix(type_name)
     x = activations(blocks.dequantize(type_name, raw).shape[1])
-    ours = np.asarray(jax.jit(integer_product)(jnp.asarray(x), packed))
+    row = jax.tree.map(lambda a: a[0], quantize(jnp.asarray(x[None]), LAYOUTS[type_name].activation))
+    ours = np.asarray(jax.jit(integer_product)(row, packed))
     quantized = block_dot.quantize_activations(x[None], type_name)
 
     class Stored:
@@ -104,7 +111,7 @@ def test_integer_product_is_the_oracles_ggml_arithmetic(type_name: str) -> None:
     magnitude = magnitude.reshape(N_OUT, -1)
     if w.min is not None and w.dmin is not None:
         magnitude = magnitude + np.abs(w.dmin[..., None] * w.min).repeat(group, -1).reshape(N_OUT, -1)
-    n_groups = len(x) // LAYOUTS[type_name].group
+    n_groups = len(x) // (GROUP // LAYOUTS[type_name].n_scales)
     bound = 2 * n_groups * 2.0**-24 * (magnitude * (np.abs(x) * 1.01 + 1e-6)).sum(1)
     assert (np.abs(ours - theirs) <= bound).all()
 
