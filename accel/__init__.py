@@ -12,22 +12,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from accel.generate import generate, stream_generate
+from accel.generate import generate, generate_batch, stream_generate
 from accel.model import ARITHMETICS, Model
 from formats import ModelFile, open_model
 
-__all__ = ["ARITHMETICS", "Model", "generate", "load", "stream_generate"]
+__all__ = ["ARITHMETICS", "Model", "generate", "generate_batch", "load", "stream_generate"]
 
 
-def load(model: str | Path | ModelFile, *, arith: str = ARITHMETICS[0], nfc: bool = True,
-         progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
+def load(model: str | Path | ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str = "f32",
+         nfc: bool = True, progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
     """The fast engine for a model file (or a path to one); packs its weights onto the device.
 
-    ``nfc`` = False leaves text unnormalised, as llama.cpp does; ``progress(done, total)`` counts tensors.
-    Raises FormatError and ModelError as ``open_model``, InputError for an unknown arithmetic.
+    ``cache_type`` is that of keys and values: ``"f32"``, ``"bf16"`` or ``"f16"``. ``nfc`` = False leaves text unnormalised, as llama.cpp does; ``progress(done, total)`` counts tensors.
+    Raises FormatError and ModelError as ``open_model``, InputError for an unknown arithmetic or type.
     """
     started = time.perf_counter()
     file = model if isinstance(model, ModelFile) else open_model(model)
-    engine = Model(file, arith=arith, nfc=nfc, progress=progress)
+    engine = Model(file, arith=arith, cache_type=cache_type, nfc=nfc, progress=progress)
     engine.open_s = time.perf_counter() - started
     return engine

@@ -1,34 +1,47 @@
 """Generation on the device (twin of ``reference/generate.py``).
 
-A step stays on the device: logits are never fetched, only the chosen token and a few numbers about it.
+Tokens are decoded in bursts: the device chooses a token and reads it, again and again, and the host is handed the tokens
+of a burst and a few numbers about each, never logits. How a text is cut into bursts changes nothing in it.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from accel.attention import KVCache
 from accel.model import Model, not_finite
-from accel.sampler import Choice, settings_of
+from accel.sampler import Choice, Settings, settings_of
+from accel.steps import BURST
+from formats import InputError
 from formats.protocol import Generation, Prompt, Sampling, Step, Timings
+
+STREAM_INTERVAL = 0.1
+"""Seconds: about how often a stream hands out text."""
+MAX_SEQUENCES = 16
 
 
 def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
              sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
              cache: KVCache | None = None) -> Generation:  # fmt: skip
     """Generate and return everything at once; arguments and errors as in :func:`stream_generate`."""
-    text = prompt.text if isinstance(prompt, Prompt) else prompt if isinstance(prompt, str) else None
-    result = Generation(text, encode(model, prompt), timings=Timings(open_s=model.open_s))
+    result = Generation(text_of(prompt), encode(model, prompt), timings=Timings(open_s=model.open_s))
     steps = stream_generate(model, result.prompt_ids, max_tokens=max_tokens, sampling=sampling, stop=stop,
-                            logprobs=logprobs, cache=cache, timings=result.timings)  # fmt: skip
+                            logprobs=logprobs, cache=cache, timings=result.timings, interval=math.inf)  # fmt: skip
     for step in steps:
         result.add(step)
     return result
+
+
+def text_of(prompt: str | Prompt | Sequence[int]) -> str | None:
+    """The text of a prompt; None if it was given as ids."""
+    return prompt.text if isinstance(prompt, Prompt) else prompt if isinstance(prompt, str) else None
 
 
 def encode(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
@@ -40,59 +53,131 @@ def encode(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
 
 def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
                     sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
-                    cache: KVCache | None = None, timings: Timings | None = None) -> Iterator[Step]:  # fmt: skip
+                    cache: KVCache | None = None, timings: Timings | None = None,
+                    interval: float = STREAM_INTERVAL) -> Iterator[Step]:  # fmt: skip
     """Generate up to ``max_tokens`` tokens after ``prompt`` (text, or ids), yielding each as it is chosen.
 
     Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
     ``max_tokens``. ``cache`` may hold an earlier conversation: the part of the prompt it already holds is not
-    read again. Raises InputError for a prompt that does not fit the context together with ``max_tokens``,
-    NumericError for a logit that is no number.
+    read again. Tokens come in bursts of about ``interval`` seconds. Raises InputError for a prompt that does not fit
+    the context together with ``max_tokens``, NumericError for a logit that is no number.
     """
     ids = encode(model, prompt)
     model.file.check_ids(ids, max_tokens=max_tokens)
-    timings = timings or Timings()
-    settings = settings_of(sampling or Sampling())
+    timings, settings = timings or Timings(), settings_of(sampling or Sampling())
     cache = model.new_cache() if cache is None else cache
-    vocabulary, writer = model.file.vocabulary, Writer(model, stop)
-    seen = jnp.zeros(model.file.config.n_vocab, bool).at[jnp.asarray(ids)].set(True)
+    writer = Writer(model, stop, max_tokens)
+    if max_tokens < 1:
+        return
+    clock = Clock(model, timings)
+    first, seen = read_prompt(model, ids, cache, settings, logprobs, clock)
+    yield writer.step(first)
+    while not writer.finish_reason:
+        n_steps = clock.burst_length(interval, max_tokens - writer.n_written)
+        choices, made, _, seen = model.burst([writer.last], cache, seen, settings, writer.n_written, n_steps,
+                                             np.zeros(1, bool), logprobs)  # fmt: skip
+        for step in on_host(choices, int(made)):
+            if writer.finish_reason:  # a stop text in mid-burst: what was read after it is not kept
+                break
+            cache.ids.append(writer.last)
+            clock.decoded()
+            yield writer.step(jax.tree.map(lambda a: a[0], step))
 
+
+def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]], *, max_tokens: int = 128,
+                   sampling: Sampling | None = None, stop: Sequence[str] = (),
+                   logprobs: int = 0) -> list[Generation]:  # fmt: skip
+    """Generate for 1 to 16 prompts side by side; arguments and errors as in :func:`stream_generate`.
+
+    Prompts are read one after the other, answers are decoded together: every step reads the weights once. All results
+    carry the batch's clock: tokens a second in all are Σ decode_tokens / decode_s. Up to four sequences, each answer is
+    computed as it would be alone; more of them go through the products for many tokens (``accel/matmul.py``).
+    """
+    if not 1 <= len(prompts) <= MAX_SEQUENCES:
+        raise InputError(f"{len(prompts)} prompts", where="batch", remedy=f"Give 1 to {MAX_SEQUENCES}")
+    settings, results = settings_of(sampling or Sampling()), []
+    for prompt in prompts:
+        result = Generation(text_of(prompt), encode(model, prompt), timings=Timings(open_s=model.open_s))
+        model.file.check_ids(result.prompt_ids, max_tokens=max_tokens)
+        results.append(result)
+    if max_tokens < 1:
+        return results
+    writers, caches = [Writer(model, stop, max_tokens) for _ in prompts], [model.new_cache() for _ in prompts]
+    clock, seens = Clock(model, Timings()), []
+    for result, writer, cache in zip(results, writers, caches, strict=True):
+        first, seen = read_prompt(model, result.prompt_ids, cache, settings, logprobs, clock)
+        result.add(writer.step(first))
+        seens.append(seen)
+    cache, seen = caches[0], jnp.concatenate(seens)
+    cache.join(caches[1:])
+    while not all(writer.finish_reason for writer in writers):
+        n_written = max(writer.n_written for writer in writers if not writer.finish_reason)
+        ended = np.array([writer.finish_reason is not None for writer in writers])
+        choices, made, _, seen = model.burst([writer.last for writer in writers], cache, seen, settings, n_written,
+                                             clock.burst_length(math.inf, max_tokens - n_written), ended,
+                                             logprobs)  # fmt: skip
+        for step in on_host(choices, int(made)):
+            clock.decoded()
+            for i, (result, writer) in enumerate(zip(results, writers, strict=True)):
+                cache.sequences[i].append(writer.last)
+                if not writer.finish_reason:
+                    result.add(writer.step(jax.tree.map(lambda a, i=i: a[i], step)))
+                    result.timings.decode_tokens += 1
+    for result in results:
+        total = clock.timings
+        result.timings.prefill_tokens, result.timings.prefill_s = total.prefill_tokens, total.prefill_s
+        result.timings.compile_s, result.timings.decode_s = total.compile_s, total.decode_s
+    return results
+
+
+def read_prompt(model: Model, ids: list[int], cache: KVCache, settings: Settings, logprobs: int,
+                clock: Clock) -> tuple[Choice, jax.Array]:  # fmt: skip
+    """Read what the cache does not hold of a prompt; the first choice, on the host, and what was ``seen``."""
     cache.recover()
     known = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(cache.ids, ids[:-1], strict=False))))
     cache.truncate(known)
-    unread, timings.prefill_tokens = ids[known:], len(ids) - known
-    for counter in range(max_tokens):
-        started, compiled = time.perf_counter(), model.compile_s
-        choice = model.choose(model.read(unread, cache), seen, settings, counter, logprobs)
-        token = int(choice.token)
-        seen = choice.seen
-        compiling = model.compile_s - compiled
-        took = time.perf_counter() - started - compiling
-        timings.compile_s += compiling
-        if counter == 0:
-            timings.prefill_s += took
-        else:
-            timings.decode_s, timings.decode_tokens = timings.decode_s + took, timings.decode_tokens + 1
-        writer.write(token, token in vocabulary.end_ids, final=counter == max_tokens - 1)
-        yield report(choice, writer)
-        if writer.finish_reason:
-            return
-        unread = [token]
+    choice, _, seen = model.read(ids[known:], cache, model.new_seen(ids), settings, logprobs)
+    choice = jax.device_get(choice)
+    clock.prefilled(len(ids) - known)
+    return choice, seen
 
 
-def report(choice: Choice, writer: Writer) -> Step:
-    """The step in numbers on the host; NumericError if the logits were no numbers."""
-    if not bool(choice.finite):
-        raise not_finite()
-    tops = zip(np.asarray(choice.top_ids).tolist(), np.asarray(choice.top_logprobs).tolist(), strict=True)
-    return Step(
-        id=int(choice.token),
-        text=writer.take(),
-        margin=float(choice.margin),
-        logprob=float(choice.logprob),
-        top_logprobs=tuple(tops),
-        finish_reason=writer.finish_reason,
-        stopped_by=writer.stopped_by,
-    )
+def on_host(choices: Choice, n: int) -> list[Choice]:
+    """The first ``n`` steps of a burst as NumPy arrays, [n_sequences] each."""
+    fetched = jax.device_get(choices)
+    return [jax.tree.map(lambda a, i=i: a[i], fetched) for i in range(n)]
+
+
+class Clock:
+    """Books the time since it was last asked, less that spent compiling; and knows how fast a token is."""
+
+    def __init__(self, model: Model, timings: Timings) -> None:
+        self.programs, self.timings = model.programs, timings
+        self._at, self._compiled = time.perf_counter(), model.programs.compile_s
+
+    def _lap(self) -> float:
+        now, compiled = time.perf_counter(), self.programs.compile_s
+        took, compiling = now - self._at, compiled - self._compiled
+        self._at, self._compiled = now, compiled
+        self.timings.compile_s += compiling
+        return took - compiling
+
+    def prefilled(self, n_tokens: int) -> None:
+        """A prompt was read."""
+        self.timings.prefill_s += self._lap()
+        self.timings.prefill_tokens += n_tokens
+
+    def decoded(self) -> None:
+        """One more token was decoded (the first of a burst takes the time of all)."""
+        self.timings.decode_s += self._lap()
+        self.timings.decode_tokens += 1
+
+    def burst_length(self, interval: float, n_left: int) -> int:
+        """How many tokens to decode before the host looks again, at most ``n_left``."""
+        self._lap()  # the time between bursts is the caller's
+        speed = self.timings.decode_tokens / self.timings.decode_s if self.timings.decode_s else 0.0
+        wanted = BURST if interval == math.inf else int(min(BURST, interval * speed))
+        return max(1, min(wanted, n_left))
 
 
 class Writer:
@@ -102,13 +187,32 @@ class Writer:
     text is always found whole in ``pending``.
     """
 
-    def __init__(self, model: Model, stop: Sequence[str]) -> None:
+    def __init__(self, model: Model, stop: Sequence[str], max_tokens: int) -> None:
         self.vocabulary = model.file.vocabulary
+        self.max_tokens = max_tokens
+        self.n_written = 0
+        self.last = -1
         self.decoder = model.tokenizer.stream()
         self.stop = [s for s in stop if s]
         self.pending = ""
         self.finish_reason: str | None = None
         self.stopped_by: str | None = None
+
+    def step(self, choice: Choice) -> Step:
+        """Take one choice, in NumPy scalars; the step to hand out. NumericError if the logits were no numbers."""
+        if not choice.finite:
+            raise not_finite()
+        self.last, self.n_written = int(choice.token), self.n_written + 1
+        self.write(self.last, self.last in self.vocabulary.end_ids, final=self.n_written == self.max_tokens)
+        return Step(
+            id=self.last,
+            text=self.take(),
+            margin=float(choice.margin),
+            logprob=float(choice.logprob),
+            top_logprobs=tuple(zip(choice.top_ids.tolist(), choice.top_logprobs.tolist(), strict=True)),
+            finish_reason=self.finish_reason,
+            stopped_by=self.stopped_by,
+        )
 
     def write(self, token: int, is_end: bool, *, final: bool) -> None:
         """Take one token; sets ``finish_reason`` when the answer is complete."""

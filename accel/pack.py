@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ OUTPUT_SLICES = 16
 SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """Roles that multiply the same activations."""
 Release = Callable[[], None]
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 1024
 PACKING_THREADS = 2  # NumPy's copies run without the interpreter's lock; more threads than this gain nothing
 
 
@@ -81,42 +82,76 @@ class Params:
     output: Packed
 
 
+def plan(file: ModelFile) -> Params:
+    """What ``pack`` will return, with a ``jax.ShapeDtypeStruct`` for each array: enough to compile against."""
+    config, tensors = file.config, file.tensors
+    index = jax.ShapeDtypeStruct((config.n_layers,), jnp.int32)
+    vectors, matrices = of_all_layers(file)
+    stacks = {}
+    for roles, layers in matrices.items():
+        kind, slot = places(layers)
+        of_kind = [[m for m, k in zip(layers, kind, strict=True) if k == i] for i in range(kind.max() + 1)]
+        stacks[roles] = Stack(tuple(shapes(m[0][0].type.name, len(m), sum(t.n_rows for t in m[0]), row_bytes(m[0][0]))
+                                    for m in of_kind), index, index)  # fmt: skip
+    embedding = shapes_of_slices(tensors["token_embd.weight"])
+    return Params(
+        embedding=embedding,
+        matrices=stacks,
+        vectors={name: jax.ShapeDtypeStruct((len(v), *v[0].shape), jnp.float32) for name, v in vectors.items()},
+        final_gain=jax.ShapeDtypeStruct(tensors["output_norm.weight"].shape, jnp.float32),
+        output=embedding if config.tied else shapes_of_slices(tensors["output.weight"]),
+    )
+
+
 def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) -> Params:
     """Read every tensor of ``file`` onto the device; ``progress(done, total)`` counts tensors.
 
     Raises FormatError for a NaN or infinite scale.
     """
-    config, tensors = file.config, file.tensors
+    planned, tensors = plan(file), file.tensors
+    vectors, matrices = of_all_layers(file)
     done = 0
 
     def count(n: int) -> None:
         nonlocal done
         done += n
+        file.release()
         if progress:
             progress(done, len(tensors))
 
-    def of_all_layers(name: str) -> list[Tensor]:
-        return [tensors[f"blk.{layer}.{name}"] for layer in range(config.n_layers)]
-
-    shapes = layer_tensors(config)
-    vectors = {
-        name: jnp.asarray(np.stack([t.decode() for t in of_all_layers(name)]))
-        for name, shape in shapes.items()
-        if len(shape) == 1
-    }
-    by_role = {
-        name.removesuffix(".weight"): of_all_layers(name) for name, shape in shapes.items() if len(shape) == 2
-    }
-    count(len(vectors) * config.n_layers)
-    matrices = {}
-    for roles in joined(by_role):
-        matrices[roles] = stack(list(zip(*(by_role[role] for role in roles), strict=True)), file.release)
-        count(len(roles) * config.n_layers)
-    embedding = pack_slices(tensors["token_embd.weight"], file.release)
-    output = embedding if config.tied else pack_slices(tensors["output.weight"], file.release)
+    on_device = {name: jnp.asarray(np.stack([t.decode() for t in v])) for name, v in vectors.items()}
+    count(sum(map(len, vectors.values())))
+    stacks = {}
+    for roles, layers in matrices.items():
+        kind, slot = places(layers)
+        parts = [
+            fill(part, [partial(finite_rows, m) for m, k in zip(layers, kind, strict=True) if k == i],
+                 lambda n=len(roles): count(n))
+            for i, part in enumerate(planned.matrices[roles].parts)
+        ]  # fmt: skip
+        stacks[roles] = Stack(tuple(parts), jnp.asarray(kind), jnp.asarray(slot))
+    embedding = pack_slices(planned.embedding, tensors["token_embd.weight"], file.release)
+    output = embedding
+    if not file.config.tied:
+        output = pack_slices(planned.output, tensors["output.weight"], file.release)
     final_gain = jnp.asarray(tensors["output_norm.weight"].decode())
     count(len(tensors) - done)
-    return Params(embedding, matrices, vectors, final_gain, output)
+    return Params(embedding, stacks, on_device, final_gain, output)
+
+
+Matrices = dict[tuple[str, ...], list[tuple[Tensor, ...]]]
+"""By the roles that are joined: in each layer, the tensors to be put one after the other."""
+
+
+def of_all_layers(file: ModelFile) -> tuple[dict[str, list[Tensor]], Matrices]:
+    """The vectors of all layers by name, and the matrices by the roles that are packed together."""
+    by_name = {
+        name: [file.tensors[f"blk.{layer}.{name}"] for layer in range(file.config.n_layers)]
+        for name in layer_tensors(file.config)
+    }
+    vectors = {name: v for name, v in by_name.items() if len(v[0].shape) == 1}
+    by_role = {name.removesuffix(".weight"): v for name, v in by_name.items() if name not in vectors}
+    return vectors, {roles: list(zip(*(by_role[r] for r in roles), strict=True)) for roles in joined(by_role)}
 
 
 def joined(by_role: dict[str, list[Tensor]]) -> list[tuple[str, ...]]:
@@ -131,29 +166,35 @@ def joined(by_role: dict[str, list[Tensor]]) -> list[tuple[str, ...]]:
     return groups
 
 
-def stack(layers: Sequence[Sequence[Tensor]], release: Release) -> Stack:
-    """Stack matrices layer by layer, by type; the tensors of one layer are of one type and are joined."""
+def places(layers: Sequence[Sequence[Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """For each layer, the number of its type in order of appearance, and its slot among those of that type: int32."""
     names = [members[0].type.name for members in layers]
     types = list(dict.fromkeys(names))
     kind = np.array([types.index(name) for name in names], np.int32)
-    slot = np.array([np.sum(kind[:i] == kind[i]) for i in range(len(kind))], np.int32)
-    parts = tuple(
-        fill(
-            one_type,
-            [partial(finite_rows, m) for m, name in zip(layers, names, strict=True) if name == one_type],
-            release,
-        )
-        for one_type in types
-    )
-    return Stack(parts, jnp.asarray(kind), jnp.asarray(slot))
+    return kind, np.array([np.sum(kind[:i] == kind[i]) for i in range(len(kind))], np.int32)
 
 
-def pack_slices(tensor: Tensor, release: Release) -> Packed:
-    """One tall matrix, cut into equal slices of rows: OUTPUT_SLICES, or the next smaller number that divides."""
-    n_slices = next(n for n in range(OUTPUT_SLICES, 0, -1) if tensor.n_rows % n == 0)
-    step = tensor.n_rows // n_slices
+def n_slices(tensor: Tensor) -> int:
+    """Into how many equal slices of rows a tall matrix is cut: OUTPUT_SLICES, or the next smaller number that divides."""
+    return next(n for n in range(OUTPUT_SLICES, 0, -1) if tensor.n_rows % n == 0)
+
+
+def shapes_of_slices(tensor: Tensor) -> Packed:
+    """What :func:`pack_slices` will return."""
+    n = n_slices(tensor)
+    return shapes(tensor.type.name, n, tensor.n_rows // n, row_bytes(tensor))
+
+
+def pack_slices(planned: Packed, tensor: Tensor, release: Release) -> Packed:
+    """One tall matrix, cut into slices of rows."""
+    step = tensor.n_rows // n_slices(tensor)
     slices = [slice(start, start + step) for start in range(0, tensor.n_rows, step)]
-    return fill(tensor.type.name, [partial(finite_rows, [tensor], rows) for rows in slices], release)
+    return fill(planned, [partial(finite_rows, [tensor], rows) for rows in slices], release)
+
+
+def row_bytes(tensor: Tensor) -> int:
+    """Bytes of a row of blocks."""
+    return tensor.raw().shape[1]
 
 
 def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndarray:
@@ -166,37 +207,47 @@ def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndar
     return np.concatenate([tensor.raw()[rows] for tensor in tensors]) if len(tensors) > 1 else tensors[0].raw()[rows]
 
 
-def fill(type_name: str, readers: Sequence[Callable[[], np.ndarray]], release: Release = lambda: None) -> Packed:
+def shapes(type_name: str, n_slots: int, n_rows: int, row_bytes: int) -> Packed:
+    """A ``Packed`` of ``jax.ShapeDtypeStruct`` for ``n_slots`` matrices of ``n_rows`` rows."""
+    parts = parts_of_rows(type_name, np.zeros((1, row_bytes), np.uint8))
+    struct = {
+        name: jax.ShapeDtypeStruct(
+            (n_slots, n_rows, row_bytes) if name == "raw" else (n_slots, len(part), n_rows), part.dtype
+        )
+        for name, part in parts.items()
+    }
+    return packed_of(type_name, struct)
+
+
+def packed_of(type_name: str, parts: dict[str, Any]) -> Packed:
+    """A ``Packed`` from its parts by name."""
+    n_words, parts = sum(name.startswith("word") for name in parts), dict(parts)
+    words = tuple(parts.pop(f"word{i}") for i in range(n_words))
+    scales = tuple(parts.pop(name) for name in ("scale0", "scale1") if name in parts)
+    return Packed(words, scales, parts, type_name)
+
+
+def fill(planned: Packed, readers: Sequence[Callable[[], np.ndarray]], release: Release = lambda: None) -> Packed:
     """Pack the rows that each reader returns into its slot, several at a time; ``release`` is called after each.
 
     What was packed is not needed a second time: giving its pages of the file back as one goes keeps the file and
     the packed weights from being in memory both. Rows go through in small lots, which stay in the cache.
     """
-    n_rows, row_bytes = readers[0]().shape
-    host: dict[str, np.ndarray] = {}
-    for name, one_row in parts_of_rows(type_name, np.zeros((1, row_bytes), np.uint8)).items():
-        shape = (n_rows, row_bytes) if name == "raw" else (len(one_row), n_rows)
-        host[name] = aligned((len(readers), *shape), one_row.dtype)
+    host = jax.tree.map(lambda a: aligned(a.shape, a.dtype), planned)
 
     def place(slot: int) -> None:
         raw = readers[slot]()
-        for start in range(0, n_rows, ROWS_AT_ONCE):
+        for start in range(0, len(raw), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            for name, part in parts_of_rows(type_name, raw[rows]).items():
-                host[name][(slot, rows) if name == "raw" else (slot, slice(None), rows)] = part
+            parts = packed_of(planned.type, parts_of_rows(planned.type, raw[rows]))
+            where = (slot, rows) if "raw" in planned.fields else (slot, slice(None), rows)
+            for array, part in zip(jax.tree.leaves(host), jax.tree.leaves(parts), strict=True):
+                array[where] = part
         release()
 
     with ThreadPoolExecutor(PACKING_THREADS) as pool:
         list(pool.map(place, range(len(readers))))
-    device = {name: jax.device_put(array) for name, array in host.items()}
-    layout = LAYOUTS.get(type_name)
-    n_words = sum(map(len, layout.words)) if layout else 0
-    return Packed(
-        words=tuple(device.pop(f"word{i}") for i in range(n_words)),
-        scales=tuple(device.pop(name) for name in ("scale0", "scale1") if name in device),
-        fields=device,
-        type=type_name,
-    )
+    return jax.tree.map(jax.device_put, host)
 
 
 def parts_of_rows(type_name: str, raw: np.ndarray) -> dict[str, np.ndarray]:

@@ -41,8 +41,6 @@ class Choice(NamedTuple):
     """What the host needs to know about a step: a few numbers instead of the logits."""
 
     token: jax.Array
-    seen: jax.Array
-    """[n_rows] bool, the token's own place now set; stays on the device."""
     finite: jax.Array
     margin: jax.Array
     logprob: jax.Array
@@ -63,7 +61,7 @@ def settings_of(sampling: Sampling) -> Settings:
     )
 
 
-def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.Array, n_top: int, *,
+def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.Array, *, n_top: int,
            n_vocab: int) -> Choice:  # fmt: skip
     """Choose the ``counter``-th token of an answer from raw logits; ``seen`` bool, both [n_rows].
 
@@ -73,13 +71,12 @@ def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.
     penalty = settings.repeat_penalty
     penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
     biased = jnp.where(seen[:n_vocab], penalized, logits)
-    token = jnp.argmax(biased) if settings.greedy else draw(biased, settings, counter)
+    token = jnp.argmax(biased).astype(jnp.int32) if settings.greedy else draw(biased, settings, counter)
     # The barrier keeps what follows out of top_k, which XLA would otherwise replace by a whole sort: 27 ms, not 0.4.
     ranked, ids = lax.optimization_barrier(tuple(lax.top_k(logits, min(max(n_top, 2), n_vocab))))
     log_total = jax.nn.logsumexp(logits)
     return Choice(
         token=token,
-        seen=seen.at[token].set(True),
         finite=jnp.isfinite(logits).all(),
         margin=ranked[0] - ranked[1],
         logprob=logits[token] - log_total,
@@ -106,7 +103,7 @@ def draw(logits: jax.Array, settings: Settings, counter: jax.Array) -> jax.Array
     probabilities = jax.nn.softmax(logits)
     # The sum is made in a tree, so it wavers by an ulp between survivors: only these may be where it is inverted.
     reached = jnp.where(probabilities > 0, jnp.cumsum(probabilities), 0)
-    return jnp.argmax(reached > uniform(settings.key, counter) * reached.max())
+    return jnp.argmax(reached > uniform(settings.key, counter) * reached.max()).astype(jnp.int32)
 
 
 def uniform(key: jax.Array, counter: jax.Array) -> jax.Array:

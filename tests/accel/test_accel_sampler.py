@@ -15,7 +15,7 @@ from accel.sampler import Choice, choose, draw, ordered_bits, settings_of, thres
 from formats.protocol import Sampling
 
 N = 8
-_choose = jax.jit(partial(choose, n_vocab=N), static_argnums=4)
+_choose = jax.jit(partial(choose, n_vocab=N), static_argnames="n_top")
 _draw = jax.jit(jax.vmap(draw, (None, None, 0)))
 FLOOR = -30.0  # e^-30: so unlikely that a draw of 24 bits cannot meet it
 
@@ -24,7 +24,7 @@ def pick(logits: list[float], seen: Collection[int] = (), counter: int = 0, top:
     """``choose`` on a few logits; rows 8 and 9 are padding with the largest logits of all."""
     padded = jnp.asarray([*logits, *[FLOOR] * (N - len(logits)), 99, 99], jnp.float32)
     marks = jnp.zeros(N + 2, bool).at[jnp.asarray(sorted(seen), int)].set(True)
-    return _choose(padded, marks, settings_of(Sampling(**settings)), np.int32(counter), top)
+    return _choose(padded, marks, settings_of(Sampling(**settings)), np.int32(counter), n_top=top)
 
 
 def drawn(logits: list[float], **settings: Any) -> set[int]:
