@@ -71,18 +71,29 @@ def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.
     penalty = settings.repeat_penalty
     penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
     biased = jnp.where(seen[:n_vocab], penalized, logits)
-    token = jnp.argmax(biased).astype(jnp.int32) if settings.greedy else draw(biased, settings, counter)
-    # The barrier keeps what follows out of top_k, which XLA would otherwise replace by a whole sort: 27 ms, not 0.4.
-    ranked, ids = lax.optimization_barrier(tuple(lax.top_k(logits, min(max(n_top, 2), n_vocab))))
+    token = first_largest(biased) if settings.greedy else draw(biased, settings, counter)
+    best = first_largest(logits)
+    others = jnp.where(jnp.arange(n_vocab) == best, -jnp.inf, logits)
     log_total = jax.nn.logsumexp(logits)
+    ranked, ids = jnp.empty(0), jnp.empty(0, jnp.int32)
+    if n_top:
+        # The barrier keeps what follows out of top_k, which XLA would otherwise replace by a whole sort: 27 ms, not 1.
+        ranked, ids = lax.optimization_barrier(tuple(lax.top_k(logits, min(n_top, n_vocab))))
     return Choice(
         token=token,
         finite=jnp.isfinite(logits).all(),
-        margin=ranked[0] - ranked[1],
+        margin=logits[best] - others[first_largest(others)],
         logprob=logits[token] - log_total,
-        top_ids=ids[:n_top],
-        top_logprobs=ranked[:n_top] - log_total,
+        top_ids=ids,
+        top_logprobs=ranked - log_total,
     )
+
+
+def first_largest(x: jax.Array) -> jax.Array:
+    """The first index of the largest of x, int32: argmax, by two reductions over integers, which are vectorised where
+    that over (float, index) pairs is not: 0.1 ms for 151,936 logits, not 0.7."""
+    keys = ordered_bits(x)
+    return jnp.where(keys == keys.max(), jnp.arange(len(x), dtype=jnp.int32), len(x)).min().astype(jnp.int32)
 
 
 def draw(logits: jax.Array, settings: Settings, counter: jax.Array) -> jax.Array:

