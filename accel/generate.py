@@ -89,9 +89,9 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
                    logprobs: int = 0) -> list[Generation]:  # fmt: skip
     """Generate for 1 to 16 prompts side by side; arguments and errors as in :func:`stream_generate`.
 
-    Prompts are read one after the other, answers are decoded together: every step reads the weights once. All results
-    carry the batch's clock: tokens a second in all are Σ decode_tokens / decode_s. Up to four sequences, each answer is
-    computed as it would be alone; more of them go through the products for many tokens (``accel/matmul.py``).
+    Prompts are read one after the other, answers are decoded together: every step reads the weights once, and computes
+    each answer by the same products as it would alone. All results carry the batch's clock: tokens a second in all are
+    Σ decode_tokens / decode_s.
     """
     if not 1 <= len(prompts) <= MAX_SEQUENCES:
         raise InputError(f"{len(prompts)} prompts", where="batch", remedy=f"Give 1 to {MAX_SEQUENCES}")

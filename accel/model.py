@@ -29,7 +29,7 @@ from formats.protocol import Prompt, Sampling, Tap
 
 ARITHMETICS = ("fast", "f32")
 """The first is the default; ``accel/matmul.py`` says what each computes."""
-CHUNKS = (1, 16, 32, 64, 128, 256, 512)
+CHUNKS = (1, 8, 16, 32, 64, 128, 256, 512)
 """Lengths a program is compiled for; a shorter piece of prompt is padded up to the next."""
 
 

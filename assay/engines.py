@@ -25,12 +25,13 @@ def find(model: str | Path, **pull_options: Any) -> Path:
 
 
 def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel", arith: str | None = None,
-         nfc: bool = True, cache_weights: bool = False,
+         cache_type: str | None = None, nfc: bool = True, cache_weights: bool = False,
          progress: Callable[[int, int], None] | None = None) -> Any:  # fmt: skip
     """An engine for a model: a path, a catalogue name (pulled on first use), ``"builtin"``, or an open file.
 
     ``arith`` names the arithmetic (None: the engine's default), ``nfc`` = False leaves text unnormalised.
-    ``cache_weights`` is for the oracle, ``progress(done, total)`` for the accelerated engine. Raises InputError
+    ``cache_weights`` is for the oracle, ``progress(done, total)`` and ``cache_type`` (of keys and values: ``"f32"``,
+    ``"bf16"``, ``"f16"``) for the accelerated engine. Raises InputError
     for an unknown engine or arithmetic, SourceError, FormatError or ModelError for the model.
     """
     if engine not in ENGINES:
@@ -40,8 +41,13 @@ def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel",
     if arith is not None:
         options["arith"] = arith
     if engine == "reference":
+        if cache_type not in (None, "f32"):
+            raise InputError(f"the oracle keeps no cache in {cache_type!r}", where="--cache-type",
+                             remedy="Its keys and values are as its arithmetic is; leave the option out")  # fmt: skip
         options["cache_weights"] = cache_weights
     else:
+        if cache_type is not None:
+            options["cache_type"] = cache_type
         options["progress"] = progress
     file = model if isinstance(model, ModelFile) else find(model)
     return import_module(engine).load(file, **options)

@@ -32,11 +32,12 @@ def command(
     seed: options.Seed = 0,
     nfc: options.NFC = True,
     cache_weights: options.CacheWeights = False,
+    cache_type: options.CacheType = None,
     as_json: options.Json = False,
 ) -> None:
     """Talk to a model. Reads standard input line by line; with --json prints one object an answer."""
     sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-    loaded = options.open_engine(model, engine, arith, nfc, cache_weights)
+    loaded = options.open_engine(model, engine, arith, nfc, cache_weights, cache_type)
     conversation = Conversation(loaded, system, {"max_tokens": max_tokens, "sampling": sampling})
     on_terminal = sys.stdin.isatty()
     if on_terminal and not as_json:

@@ -25,6 +25,9 @@ Arith = Annotated[
 NFC = Annotated[
     bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")
 ]
+CacheType = Annotated[
+    str | None, typer.Option("--cache-type", help="accel: keys and values in f32 (default), bf16 or f16.")
+]
 CacheWeights = Annotated[
     bool, typer.Option("--cache-weights", help="reference: keep decoded weights (4 bytes each): more memory, faster.")
 ]
@@ -43,11 +46,12 @@ UNWRAPPED = 10_000
 """Characters: wider than any table, for a program that reads it."""
 
 
-def open_engine(model: str, engine: str, arith: str | None, nfc: bool, cache_weights: bool = False) -> Any:
+def open_engine(model: str, engine: str, arith: str | None, nfc: bool, cache_weights: bool = False,
+                cache_type: str | None = None) -> Any:  # fmt: skip
     """Find the model (pulling it if need be), open it and load the engine; warnings go to standard error."""
     file = open_file(model)
     with bar() as progress:
-        return load(file, engine=engine, arith=arith, nfc=nfc, cache_weights=cache_weights,
+        return load(file, engine=engine, arith=arith, nfc=nfc, cache_weights=cache_weights, cache_type=cache_type,
                     progress=lambda done, total: progress(done, total, "packing tensors"))  # fmt: skip
 
 

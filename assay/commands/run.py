@@ -40,6 +40,7 @@ def command(
     special: options.Special = True,
     nfc: options.NFC = True,
     cache_weights: options.CacheWeights = False,
+    cache_type: options.CacheType = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     as_json: options.Json = False,
 ) -> None:
@@ -50,7 +51,7 @@ def command(
         raise InputError("--system needs --chat", where="--system", remedy="A raw prompt has no turns")
     if chat and ids is not None:
         raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
-    loaded = options.open_engine(model, engine, arith, nfc, cache_weights)
+    loaded = options.open_engine(model, engine, arith, nfc, cache_weights, cache_type)
     asked: Prompt | Sequence[int]
     if ids is not None:
         asked = parse_ids(ids)

@@ -11,7 +11,8 @@ from model_builder import Shape, build, tensors_of
 from stages import captured, expected_order, relative, replacing, rounding_bound
 
 import accel
-from accel.model import CHUNKS, Model
+from accel.attention import BLOCK, CACHE_TYPES
+from accel.model import ARITHMETICS, CHUNKS, Model
 from formats import FormatError, InputError, NumericError
 from formats.anatomy import Config
 from goldens import BUILTIN
@@ -158,3 +159,31 @@ def test_an_interrupted_step_costs_the_cache_but_not_the_conversation(builtin_ac
     cache.k.delete()
     again = accel.generate(builtin_accel, "def fib(n):", max_tokens=4, cache=cache)
     assert again.ids == first.ids
+
+
+@pytest.mark.parametrize(("cache_type", "bits"), [("bf16", 8), ("f16", 11)])
+def test_a_narrow_cache_costs_its_rounding_and_no_more(cache_type: str, bits: int, builtin_accel: Model) -> None:
+    """Keys and values are rounded once to ``bits`` significand bits; a few such roundings add up through the layers."""
+    model = accel.load(BUILTIN, arith="f32", cache_type=cache_type)
+    assert model.fingerprint()["cache"] == cache_type
+    error = relative(model.forward(IDS), builtin_accel.forward(IDS))
+    assert bound(builtin_accel) < error < 8 * 2.0**-bits
+    _, cache = model.prefill(IDS[:5])
+    assert cache.k.dtype == cache.v.dtype == CACHE_TYPES[cache_type]
+
+
+def test_an_unknown_cache_type_is_refused() -> None:
+    with pytest.raises(InputError, match="bf16"):
+        accel.load(BUILTIN, cache_type="q8_0")
+
+
+@pytest.mark.parametrize("arith", ARITHMETICS)
+def test_attention_goes_on_over_many_blocks(arith: str, builtin_f64: Any) -> None:
+    """Decoding behind a long past, where keys and values lie in several blocks of the cache."""
+    model = accel.load(BUILTIN, arith=arith)
+    ids = (IDS * 40)[: 3 * BLOCK]
+    _, cache = model.prefill(ids[:-2])
+    model.decode(ids[-2], cache)
+    logits, _ = model.decode(ids[-1], cache)
+    wanted = builtin_f64.prefill(ids)[0]
+    assert relative(logits, wanted) < (bound(model) if arith == "f32" else 0.05)  # 8-bit activations: some per cent
