@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 
 SMALLEST_CAPACITY = 256
-BLOCK = 128
-"""Positions that are looked at together: the cache's smallest capacity, so that it always holds whole blocks."""
-CACHE_TYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
+WIDEST_BLOCK = 512
+"""Positions that are looked at together at most: a block costs some 20 µs of small steps whatever its size."""
+CACHE_TYPES = {"f32": jnp.float32, "bf16": jnp.uint16, "f16": jnp.float16}
+"""How keys and values are stored. bf16 as bare bits: XLA's CPU backend widens a whole cache of bf16 at each update."""
 
 
 class KVCache:
@@ -89,13 +90,25 @@ class KVCache:
 def write(k_cache: jax.Array, v_cache: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array,
           start: jax.Array) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Put k, v [n_sequences, n_tokens, n_kv_heads, head_dim] of ``layer`` at positions ``start`` [n_sequences] .. ."""
-    columns = k.transpose(0, 2, 3, 1)[None].astype(k_cache.dtype)
-    rows = v.transpose(0, 2, 1, 3)[None].astype(v_cache.dtype)
+    columns = narrowed(k.transpose(0, 2, 3, 1)[None], k_cache.dtype)
+    rows = narrowed(v.transpose(0, 2, 1, 3)[None], v_cache.dtype)
     for s in range(len(start)):
         k_cache = lax.dynamic_update_slice(k_cache, columns[:, s : s + 1], (layer, s, 0, 0, start[s]))
         v_cache = lax.dynamic_update_slice(v_cache, rows[:, s : s + 1], (layer, s, 0, start[s], 0))
     # The barrier keeps the update from being fused into a later read, which would need the old cache as well: a copy.
     return lax.optimization_barrier((k_cache, v_cache))
+
+
+def narrowed(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """f32 as it is stored in a cache of ``dtype``."""
+    return lax.bitcast_convert_type(x.astype(jnp.bfloat16), dtype) if dtype == jnp.uint16 else x.astype(dtype)
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """What a cache holds, as f32."""
+    if x.dtype == jnp.uint16:
+        return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+    return x.astype(jnp.float32)
 
 
 def attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, layer: jax.Array,
@@ -106,7 +119,9 @@ def attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, layer: jax.A
     written. Returns the shape of q.
     """
     n_sequences, n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads = k_cache.shape[2]
+    n_kv_heads, capacity = k_cache.shape[2], k_cache.shape[4]
+    # Never the whole cache: reading that does not depend on the block, and XLA would copy it out before the loop.
+    width = min(WIDEST_BLOCK, capacity // 2)
     n_shared = n_heads // n_kv_heads  # query heads that look at the same keys
     heads = q.reshape(n_sequences, n_tokens, n_kv_heads, n_shared, head_dim).transpose(0, 2, 3, 1, 4)
     heads = heads.reshape(n_sequences, n_kv_heads, n_shared * n_tokens, head_dim)
@@ -114,14 +129,14 @@ def attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, layer: jax.A
 
     def block(cache: jax.Array, axis: int, at: jax.Array) -> jax.Array:
         start, size = [layer, 0, 0, 0, 0], [1, *cache.shape[1:]]
-        start[axis], size[axis] = at, BLOCK
-        return lax.dynamic_slice(cache, start, size)[0].astype(jnp.float32)
+        start[axis], size[axis] = at, width
+        return widened(lax.dynamic_slice(cache, start, size)[0])
 
     def look(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         peak, total, mixed = state
-        at = i * BLOCK
+        at = i * width
         scores = multiply(heads, block(k_cache, 4, at)) / head_dim**0.5
-        scores = jnp.where(at + jnp.arange(BLOCK) <= limits, scores, -jnp.inf)
+        scores = jnp.where(at + jnp.arange(width) <= limits, scores, -jnp.inf)
         higher = jnp.maximum(peak, scores.max(-1, keepdims=True))
         weights, fade = jnp.exp(scores - higher), jnp.exp(peak - higher)
         total = total * fade + weights.sum(-1, keepdims=True)
@@ -129,7 +144,7 @@ def attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, layer: jax.A
 
     empty = jnp.zeros((*heads.shape[:3], 1), jnp.float32)
     state = (empty - jnp.inf, empty, jnp.zeros_like(heads))  # block 0 has a position that every token sees
-    _, total, mixed = lax.fori_loop(0, positions.max() // BLOCK + 1, look, state)
+    _, total, mixed = lax.fori_loop(0, positions.max() // width + 1, look, state)
     out = (mixed / total).reshape(n_sequences, n_kv_heads, n_shared, n_tokens, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 

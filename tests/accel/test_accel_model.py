@@ -11,7 +11,7 @@ from model_builder import Shape, build, tensors_of
 from stages import captured, expected_order, relative, replacing, rounding_bound
 
 import accel
-from accel.attention import BLOCK, CACHE_TYPES
+from accel.attention import CACHE_TYPES, SMALLEST_CAPACITY
 from accel.model import ARITHMETICS, CHUNKS, Model
 from formats import FormatError, InputError, NumericError
 from formats.anatomy import Config
@@ -181,7 +181,7 @@ def test_an_unknown_cache_type_is_refused() -> None:
 def test_attention_goes_on_over_many_blocks(arith: str, builtin_f64: Any) -> None:
     """Decoding behind a long past, where keys and values lie in several blocks of the cache."""
     model = accel.load(BUILTIN, arith=arith)
-    ids = (IDS * 40)[: 3 * BLOCK]
+    ids = (IDS * 40)[: SMALLEST_CAPACITY + 9]
     _, cache = model.prefill(ids[:-2])
     model.decode(ids[-2], cache)
     logits, _ = model.decode(ids[-1], cache)
