@@ -1,13 +1,13 @@
 """Causal grouped-query attention over a cache of fixed capacity (twin of ``reference/attention.py``).
 
-Shapes under ``jit`` are static, so the cache is allocated with room to spare. Attention goes through it block by block,
-only as far as it is written, and keeps a running softmax: with the largest score m so far, the sum l of
+Shapes under ``jit`` are static, so the cache is allocated with room to spare. Attention goes through it block by
+block, only as far as it is written, and keeps a running softmax: with the largest score m so far, the sum l of
 exp(score − m) and the mix o of values weighted likewise, a block with the larger score m' turns them into
 
     l ← l·exp(m − m') + Σ exp(score − m')        o ← o·exp(m − m') + Σ exp(score − m')·v
 
-and o / l is the attention in the end (Milakov and Gimelshein, arXiv:1805.02867; the idea of FlashAttention). So the cost
-of a token grows with its position, not with the capacity.
+and o / l is the attention in the end (Milakov and Gimelshein, arXiv:1805.02867; the idea of FlashAttention). So the
+cost of a token grows with its position, not with the capacity.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CACHE_TYPES = {"f32": jnp.float32, "bf16": jnp.uint16, "f16": jnp.float16}
 class KVCache:
     """Keys and values of some sequences on the device.
 
-    ``k`` is [n_layers, n_sequences, n_kv_heads, head_dim, capacity], positions side by side as the products with queries
-    want them, and ``v`` [n_layers, n_sequences, n_kv_heads, capacity, head_dim]. ``sequences`` are the tokens held of
-    each; what lies beyond them is scratch. Capacities are powers of two: a growing conversation compiles a new program
-    only when it doubles. The arrays are donated to each step, which updates them in place and hands them back, so
+    ``k`` is [n_layers, n_sequences, n_kv_heads, head_dim, capacity], positions side by side as the products with
+    queries want them, and ``v`` [n_layers, n_sequences, n_kv_heads, capacity, head_dim]. ``sequences`` are the tokens
+    held of each; what lies beyond them is scratch. Capacities are powers of two: a growing conversation compiles a new
+    program only when it doubles. The arrays are donated to each step, which updates them in place and hands them back, so
     keep the holder, never the arrays.
     """
 

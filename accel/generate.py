@@ -1,14 +1,14 @@
 """Generation on the device (twin of ``reference/generate.py``).
 
-Tokens are decoded in bursts: the device chooses a token and reads it, again and again, and the host is handed the tokens
-of a burst and a few numbers about each, never logits. How a text is cut into bursts changes nothing in it.
+Tokens are decoded in bursts: the device chooses a token and reads it, again and again, and the host is handed the
+tokens of a burst and a few numbers about each, never logits. How a text is cut into bursts changes nothing in it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import takewhile
 
 import jax
@@ -54,7 +54,7 @@ def encode(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
 def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
                     sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
                     cache: KVCache | None = None, timings: Timings | None = None,
-                    interval: float = STREAM_INTERVAL) -> Iterator[Step]:  # fmt: skip
+                    interval: float = STREAM_INTERVAL) -> Generator[Step]:  # fmt: skip
     """Generate up to ``max_tokens`` tokens after ``prompt`` (text, or ids), yielding each as it is chosen.
 
     Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
@@ -125,7 +125,7 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
                     result.timings.decode_tokens += 1
     for result in results:
         total = clock.timings
-        result.timings.prefill_tokens, result.timings.prefill_s = total.prefill_tokens, total.prefill_s
+        result.timings.prefill_tokens, result.timings.prefill_s = len(result.prompt_ids), total.prefill_s
         result.timings.compile_s, result.timings.decode_s = total.compile_s, total.decode_s
     return results
 
@@ -165,7 +165,7 @@ class Clock:
     def prefilled(self, n_tokens: int) -> None:
         """A prompt was read."""
         self.timings.prefill_s += self._lap()
-        self.timings.prefill_tokens += n_tokens
+        self.timings.prefill_tokens = n_tokens
 
     def decoded(self) -> None:
         """One more token was decoded (the first of a burst takes the time of all)."""

@@ -187,7 +187,7 @@ def q5_k(blocks: np.ndarray) -> Parts:
 
 
 def q6_k(blocks: np.ndarray) -> Parts:
-    """Half h (of 128), quarter k (of 32), l: nibbles in ql[h, k & 1, l], the high ones for k >= 2; pairs in qh[h, l]."""
+    """Half h (of 128), quarter k (of 32), l: nibbles in ql[h, k & 1, l], high ones for k >= 2; pairs in qh[h, l]."""
     n_out = blocks.shape[-1]
     low = nibbles(blocks[:, :128].reshape(-1, 2, 64, n_out)).reshape(-1, 2, 4, 32, n_out)
     pairs = blocks[:, 128:192].reshape(-1, 2, 1, 32, n_out) >> np.array([0, 2, 4, 6], np.uint8)[:, None, None]

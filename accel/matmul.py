@@ -139,7 +139,8 @@ def integer_product(a: Quantized, w: Packed) -> jax.Array:
     dots = group_dots(LAYOUTS[w.type], w.words, a.q)
     if w.scales:
         dots = [dot * scale.astype(jnp.int32) for dot, scale in zip(dots, w.scales, strict=True)]
-    parts = sum(dots).astype(jnp.float32) * (each_group(w, "d") * a.d[:, None])
+    dot = sum(dots[1:], dots[0])
+    parts = dot.astype(jnp.float32) * (each_group(w, "d") * a.d[:, None])
     return add_groups(parts if "dmin" not in w.fields else parts - minimum(w) * a.sums[:, None])
 
 
@@ -149,7 +150,8 @@ def float_product(x: jax.Array, w: Packed) -> jax.Array:
     dots = [jnp.float32(0)] * layout.n_scales
     for e, q in enumerate(elements(w.type, w.words)):
         dots[e * layout.n_scales // GROUP] += q.astype(jnp.float32) * groups[:, e, None]
-    parts = sum(dot * scale for dot, scale in zip(dots, scales(w), strict=True))
+    scaled = [dot * scale for dot, scale in zip(dots, scales(w), strict=True)]
+    parts = sum(scaled[1:], scaled[0])
     return add_groups(parts if "dmin" not in w.fields else parts - minimum(w) * groups.sum(1)[:, None])
 
 
@@ -183,7 +185,7 @@ def decode(w: Packed, dtype: jnp.dtype | type) -> list[tuple[list[int], jax.Arra
     """The matrix as numbers, rounded once to ``dtype``: (elements, [n_elements, n_groups, out]) for each sheet."""
     scale, offset = jnp.stack(scales(w))[:, None], minimum(w)  # [n_scales, 1, n_groups, out]
     out = []
-    for order, q in sheets(w.type, w.words):  # elements in ascending order: equally many for each scale, one after the other
+    for order, q in sheets(w.type, w.words):  # elements ascending: equally many for each scale, one after the other
         by_scale = q.astype(jnp.float32).reshape(len(scale), -1, *q.shape[1:])
         out.append((order, (by_scale * scale - offset).astype(dtype).reshape(q.shape)))
     return out

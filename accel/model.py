@@ -132,7 +132,8 @@ class Model:
         function = jitted(read, self.file.config, self.arith, n_top, len(self.file.vocabulary))
         choice, logits, state = self.programs.run(
             ("read", padded.shape, cache.capacity, n_top, settings.greedy), function, self.params, padded,
-            np.int32(len(ids)), start, self._turns(cache.capacity), State(cache.k, cache.v, seen), settings, np.int32(0),
+            np.int32(len(ids)), start, self._turns(cache.capacity), State(cache.k, cache.v, seen), settings,
+            np.int32(0),
         )  # fmt: skip
         cache.k, cache.v, seen = state
         return jax.tree.map(lambda a: a[0], choice), logits[0], seen

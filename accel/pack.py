@@ -85,20 +85,25 @@ class Params:
 def plan(file: ModelFile) -> Params:
     """What ``pack`` will return, with a ``jax.ShapeDtypeStruct`` for each array: enough to compile against."""
     config, tensors = file.config, file.tensors
-    index = jax.ShapeDtypeStruct((config.n_layers,), jnp.int32)
+    index: Any = jax.ShapeDtypeStruct((config.n_layers,), jnp.int32)
     vectors, matrices = of_all_layers(file)
     stacks = {}
+
+    def shape(*size: int) -> Any:
+        return jax.ShapeDtypeStruct(size, jnp.float32)
+
     for roles, layers in matrices.items():
-        kind, slot = places(layers)
+        kind, _ = places(layers)
         of_kind = [[m for m, k in zip(layers, kind, strict=True) if k == i] for i in range(kind.max() + 1)]
-        stacks[roles] = Stack(tuple(shapes(m[0][0].type.name, len(m), sum(t.n_rows for t in m[0]), row_bytes(m[0][0]))
-                                    for m in of_kind), index, index)  # fmt: skip
+        parts = tuple(shapes(m[0][0].type.name, len(m), sum(t.n_rows for t in m[0]), row_bytes(m[0][0]))
+                      for m in of_kind)  # fmt: skip
+        stacks[roles] = Stack(parts, index, index)
     embedding = shapes_of_slices(tensors["token_embd.weight"])
     return Params(
         embedding=embedding,
         matrices=stacks,
-        vectors={name: jax.ShapeDtypeStruct((len(v), *v[0].shape), jnp.float32) for name, v in vectors.items()},
-        final_gain=jax.ShapeDtypeStruct(tensors["output_norm.weight"].shape, jnp.float32),
+        vectors={name: shape(len(v), *v[0].shape) for name, v in vectors.items()},
+        final_gain=shape(*tensors["output_norm.weight"].shape),
         output=embedding if config.tied else shapes_of_slices(tensors["output.weight"]),
     )
 
@@ -126,7 +131,7 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
         kind, slot = places(layers)
         parts = [
             fill(part, [partial(finite_rows, m) for m, k in zip(layers, kind, strict=True) if k == i],
-                 lambda n=len(roles): count(n))
+                 partial(count, len(roles)))
             for i, part in enumerate(planned.matrices[roles].parts)
         ]  # fmt: skip
         stacks[roles] = Stack(tuple(parts), jnp.asarray(kind), jnp.asarray(slot))
@@ -175,7 +180,7 @@ def places(layers: Sequence[Sequence[Tensor]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def n_slices(tensor: Tensor) -> int:
-    """Into how many equal slices of rows a tall matrix is cut: OUTPUT_SLICES, or the next smaller number that divides."""
+    """Into how many equal slices of rows a tall matrix is cut: OUTPUT_SLICES, or the next smaller that divides."""
     return next(n for n in range(OUTPUT_SLICES, 0, -1) if tensor.n_rows % n == 0)
 
 

@@ -1,7 +1,7 @@
 """Compiling ahead of time: each program once for each shape, kept on disk for the next process.
 
-A *program* here is a function of ``accel/steps.py`` compiled for one set of shapes. Compiling is part of speed, so it is
-timed apart, may begin before the weights are there (shapes are enough), and its result is kept in JAX's persistent
+A *program* here is a function of ``accel/steps.py`` compiled for one set of shapes. Compiling is part of speed, so it
+is timed apart, may begin before the weights are there (shapes are enough), and its result is kept in JAX's persistent
 compilation cache, beside the models in ``~/.cache/assay/xla`` (``ASSAY_XLA_CACHE=off`` turns it off). JAX's own key
 covers program, versions, options and processor. Like every such cache it is code: its folder is the user's own.
 """
@@ -63,7 +63,7 @@ _once = threading.Lock()
 def keep_programs_on_disk() -> None:
     """Turn on the persistent compilation cache, unless the user has set one up or said no."""
     with _once:
-        if os.environ.get("ASSAY_XLA_CACHE") == "off" or jax.config.jax_compilation_cache_dir:
+        if os.environ.get("ASSAY_XLA_CACHE") == "off" or jax.config.read("jax_compilation_cache_dir"):
             return
         cache = os.environ.get("XDG_CACHE_HOME", "")
         folder = Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"), "assay", "xla")

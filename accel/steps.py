@@ -108,6 +108,10 @@ def read(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, i
     return choice, logits, State(k_cache, v_cache, state.seen)
 
 
+Loop = tuple[jax.Array, jax.Array, jax.Array, Choice, jax.Array, State]
+"""What ``decode`` carries from step to step: the step's number, tokens, which ended, choices, logits, state."""
+
+
 def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, tokens: jax.Array, start: jax.Array,
            turns: jax.Array, state: State, settings: Settings, counter: jax.Array, n_steps: jax.Array,
            ended: jax.Array, end_ids: jax.Array) -> tuple[Choice, jax.Array, jax.Array, State]:  # fmt: skip
@@ -123,8 +127,6 @@ def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params,
         one = jnp.int32(1)
         return read(config, arith, n_top, n_vocab, params, tokens[:, None], one, start + i, turns, state, settings,
                     counter + i)  # fmt: skip
-
-    Loop = tuple[jax.Array, jax.Array, jax.Array, Choice, jax.Array, State]
 
     def goes_on(loop: Loop) -> jax.Array:
         i, _, ended, *_ = loop

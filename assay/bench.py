@@ -83,7 +83,7 @@ def workloads_of(file: ModelFile, prefill: Sequence[int], decode_at: Sequence[in
 
 
 def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith: str | None = None,
-          peer: str | None = None, rounds: int = 5, opened_s: float = 0.0,
+          cache_type: str | None = None, peer: str | None = None, rounds: int = 5, opened_s: float = 0.0,
           report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
     """Measure ``engine`` on ``file``, alternating with ``peer`` if one is named; everything ready for JSON.
 
@@ -94,7 +94,7 @@ def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith:
     if peer:
         peers.require(peer)
     started = time.perf_counter()
-    model = load(never_ending(file), engine=engine, arith=arith)
+    model = load(never_ending(file), engine=engine, arith=arith, cache_type=cache_type)
     first = generate(model, words(file, FIRST_PROMPT), max_tokens=1)
     first_token = {"since_process_start_s": process_age(), "since_open_s": opened_s + time.perf_counter() - started,
                    "compile_s": first.timings.compile_s, "peak_rss_bytes": peak_rss()}  # fmt: skip

@@ -21,6 +21,7 @@ def command(
     model: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")] = options.DEFAULT_MODEL,
     engine: options.Engine = "accel",
     arith: options.Arith = None,
+    cache_type: options.CacheType = None,
     vs: Annotated[str | None, typer.Option("--vs", help=f"A peer to alternate with: {', '.join(peers.PEERS)}.")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Measured runs of each workload.")] = 5,
     prefill: Annotated[str, typer.Option(help="Prompt lengths to read.")] = ",".join(map(str, PREFILL)),
@@ -47,8 +48,8 @@ def command(
     workloads, left_out = workloads_of(file, *sizes)
     for workload in left_out:
         options.say(f"{workload['name']} is left out: {workload['reason']}")
-    facts = bench(file, workloads, engine=engine, arith=arith, peer=vs, rounds=rounds, opened_s=opened_s,
-                  report=lambda line: None if as_json else options.say(line))  # fmt: skip
+    facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
+                  opened_s=opened_s, report=lambda line: None if as_json else options.say(line))  # fmt: skip
     facts = {"model": options.model_of(file), **facts, "left_out": left_out}
     if plot is not None:
         bench_plot.draw(facts, plot)

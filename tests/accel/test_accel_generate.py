@@ -13,6 +13,9 @@ from formats import InputError
 from formats.protocol import Sampling
 from goldens import BUILTIN
 
+greedy_and_drawn = pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=1.0, seed=7, repeat_penalty=1.3)], ids=["greedy", "drawn"]
+)
 PROMPTS = ["def fib(n):", "x", "class A:\n    pass", "import os"]
 
 
@@ -21,7 +24,7 @@ def fast() -> Model:
     return accel.load(BUILTIN)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=7, repeat_penalty=1.3)], ids=["greedy", "drawn"])
+@greedy_and_drawn
 def test_how_a_text_is_cut_into_bursts_changes_nothing(fast: Model, sampling: Sampling) -> None:
     def run(interval: float) -> list[tuple[int, float]]:
         steps = accel.stream_generate(fast, "def fib(n):", max_tokens=40, sampling=sampling, interval=interval)
@@ -51,7 +54,7 @@ def test_the_cache_holds_what_was_handed_out(fast: Model) -> None:
     assert [*read, *again.ids] == accel.generate(fast, "def fib(n):", max_tokens=12).ids
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3, repeat_penalty=1.3)], ids=["greedy", "drawn"])
+@greedy_and_drawn
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_a_batch_answers_as_each_prompt_alone(fast: Model, n: int, sampling: Sampling) -> None:
     """The products are the same integers; the margins of the built-in model (0.01 and more) are far above the rest."""

@@ -67,7 +67,8 @@ def test_workloads_beyond_the_context_are_left_out_and_named(how: tuple[str, ...
 @pytest.mark.parametrize(
     "arguments",
     [["--prefill", "x"], ["--prefill", "0"], ["--prefill", "9" * 5000], ["--decode-at", "-1"], ["--batch", "0"],
-     ["--batch", "17"], ["--rounds", "0"], ["--vs", "nothing"], ["--plot", "a.jpg"], ["--plot", "no/such/a.png"]],
+     ["--batch", "17"], ["--rounds", "0"], ["--vs", "nothing"], ["--cache-type", "f16"],
+     ["--plot", "a.jpg"], ["--plot", "no/such/a.png"]],
 )  # fmt: skip
 def test_bad_options_are_refused(arguments: list[str]) -> None:
     assert assay("bench", *LEAST, "--json", *arguments).is_refusal(2)
