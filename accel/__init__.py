@@ -19,12 +19,12 @@ from formats import ModelFile, open_model
 __all__ = ["ARITHMETICS", "Model", "generate", "generate_batch", "load", "stream_generate"]
 
 
-def load(model: str | Path | ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str = "f32",
+def load(model: str | Path | ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str | None = None,
          nfc: bool = True, progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
     """The fast engine for a model file (or a path to one); packs its weights onto the device.
 
-    ``cache_type`` is that of keys and values: ``"f32"``, ``"bf16"`` or ``"f16"``. ``nfc`` = False leaves text
-    unnormalised, as llama.cpp does; ``progress(done, total)`` counts tensors.
+    ``cache_type`` is that of keys and values: ``"f32"``, ``"bf16"`` or ``"f16"`` (None: f16 for fast, f32 for f32).
+    ``nfc`` = False leaves text unnormalised, as llama.cpp does; ``progress(done, total)`` counts tensors.
     Raises FormatError and ModelError as ``open_model``, InputError for an unknown arithmetic or type.
     """
     started = time.perf_counter()

@@ -31,8 +31,8 @@ class KVCache:
     ``k`` is [n_layers, n_sequences, n_kv_heads, head_dim, capacity], positions side by side as the products with
     queries want them, and ``v`` [n_layers, n_sequences, n_kv_heads, capacity, head_dim]. ``sequences`` are the tokens
     held of each; what lies beyond them is scratch. Capacities are powers of two: a growing conversation compiles a new
-    program only when it doubles. The arrays are donated to each step, which updates them in place and hands them back, so
-    keep the holder, never the arrays.
+    program only when it doubles. The arrays are donated to each step, which updates them in place and hands them back,
+    so keep the holder, never the arrays.
     """
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, type_name: str = "f32") -> None:
@@ -125,6 +125,7 @@ def attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, layer: jax.A
     n_shared = n_heads // n_kv_heads  # query heads that look at the same keys
     heads = q.reshape(n_sequences, n_tokens, n_kv_heads, n_shared, head_dim).transpose(0, 2, 3, 1, 4)
     heads = heads.reshape(n_sequences, n_kv_heads, n_shared * n_tokens, head_dim)
+    heads = widened(narrowed(heads, k_cache.dtype))  # llama.cpp meets f16 keys with an f16 query; no difference in f32
     limits = jnp.tile(positions, (1, n_shared))[:, None, :, None]  # of each row of ``heads``
 
     def block(cache: jax.Array, axis: int, at: jax.Array) -> jax.Array:

@@ -14,7 +14,8 @@ and the activations are permuted instead: they are few.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -139,8 +140,7 @@ def integer_product(a: Quantized, w: Packed) -> jax.Array:
     dots = group_dots(LAYOUTS[w.type], w.words, a.q)
     if w.scales:
         dots = [dot * scale.astype(jnp.int32) for dot, scale in zip(dots, w.scales, strict=True)]
-    dot = sum(dots[1:], dots[0])
-    parts = dot.astype(jnp.float32) * (each_group(w, "d") * a.d[:, None])
+    parts = reduce(add, dots).astype(jnp.float32) * (each_group(w, "d") * a.d[:, None])
     return add_groups(parts if "dmin" not in w.fields else parts - minimum(w) * a.sums[:, None])
 
 
@@ -150,8 +150,7 @@ def float_product(x: jax.Array, w: Packed) -> jax.Array:
     dots = [jnp.float32(0)] * layout.n_scales
     for e, q in enumerate(elements(w.type, w.words)):
         dots[e * layout.n_scales // GROUP] += q.astype(jnp.float32) * groups[:, e, None]
-    scaled = [dot * scale for dot, scale in zip(dots, scales(w), strict=True)]
-    parts = sum(scaled[1:], scaled[0])
+    parts = reduce(add, [dot * scale for dot, scale in zip(dots, scales(w), strict=True)])
     return add_groups(parts if "dmin" not in w.fields else parts - minimum(w) * groups.sum(1)[:, None])
 
 

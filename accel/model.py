@@ -29,6 +29,8 @@ from formats.protocol import Prompt, Sampling, Tap
 
 ARITHMETICS = ("fast", "f32")
 """The first is the default; ``accel/matmul.py`` says what each computes."""
+CACHE_TYPE_OF = {"fast": "f16", "f32": "f32"}
+"""Unless another is asked for. llama.cpp keeps f16, and so does the oracle's ggml arithmetic."""
 CHUNKS = (1, 8, 16, 32, 64, 128, 256, 512)
 """Lengths a program is compiled for; a shorter piece of prompt is padded up to the next."""
 
@@ -36,8 +38,10 @@ CHUNKS = (1, 8, 16, 32, 64, 128, 256, 512)
 class Model:
     """The fast engine (``formats.protocol.Engine``): one model file packed onto the device."""
 
-    def __init__(self, file: ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str = "f32", nfc: bool = True,
+    def __init__(self, file: ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str | None = None, nfc: bool = True,
                  progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
+        if cache_type is None:
+            cache_type = CACHE_TYPE_OF.get(arith, "f32")
         for what, value, known, where in (("arithmetic", arith, ARITHMETICS, "--arith"),
                                           ("cache type", cache_type, tuple(CACHE_TYPES), "--cache-type")):  # fmt: skip
             if value not in known:

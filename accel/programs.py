@@ -63,7 +63,7 @@ _once = threading.Lock()
 def keep_programs_on_disk() -> None:
     """Turn on the persistent compilation cache, unless the user has set one up or said no."""
     with _once:
-        if os.environ.get("ASSAY_XLA_CACHE") == "off" or jax.config.read("jax_compilation_cache_dir"):
+        if os.environ.get("ASSAY_XLA_CACHE") == "off" or jax.config.values["jax_compilation_cache_dir"]:
             return
         cache = os.environ.get("XDG_CACHE_HOME", "")
         folder = Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"), "assay", "xla")

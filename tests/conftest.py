@@ -1,8 +1,11 @@
 """Shared by all tests: the folder of test-only modules, and the real models for ``-m real``."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["ASSAY_XLA_CACHE"] = "off"  # what is tested is compiled here and now; nothing is left behind
 
 
 @pytest.fixture(scope="session")

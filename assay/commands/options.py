@@ -26,7 +26,7 @@ NFC = Annotated[
     bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")
 ]
 CacheType = Annotated[
-    str | None, typer.Option("--cache-type", help="accel: keys and values in f32 (default), bf16 or f16.")
+    str | None, typer.Option("--cache-type", help="accel: keys and values in f16, bf16 or f32.")
 ]
 CacheWeights = Annotated[
     bool, typer.Option("--cache-weights", help="reference: keep decoded weights (4 bytes each): more memory, faster.")
