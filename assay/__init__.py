@@ -9,7 +9,7 @@
 ``generate`` and ``stream_generate`` are the engine's own: the command line, the tests and the judge call the same.
 """
 
-from assay.engines import generate, load, stream_generate
+from assay.engines import generate, generate_batch, load, stream_generate
 from formats.protocol import Generation, Prompt, Sampling, Step
 
-__all__ = ["Generation", "Prompt", "Sampling", "Step", "generate", "load", "stream_generate"]
+__all__ = ["Generation", "Prompt", "Sampling", "Step", "generate", "generate_batch", "load", "stream_generate"]
