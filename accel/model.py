@@ -7,7 +7,7 @@ asked. The key/value cache is donated to each call and updated in place. Each se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -208,8 +208,9 @@ class Model:
         return whole
 
 
+@cache
 def jitted(step: Callable[..., Any], *static: Any) -> Any:
-    """A step with its first arguments fixed, its state (a ``State``) donated."""
+    """A step with its first arguments fixed, its state (a ``State``) donated; made once, not at every call."""
     place = {read: 5, decode: 4}[step]
     return jax.jit(partial(step, *static), donate_argnums=place)
 
