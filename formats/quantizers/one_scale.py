@@ -21,6 +21,8 @@ from formats.blocks.quants import Quants, one_group
 from formats.quantizers.rounding import round_half_away
 
 HALF = np.float32(0.5)
+ZERO = np.float32(0)
+"""Adding it makes +0 of -0 and changes nothing else."""
 
 
 def q4_0(x: np.ndarray) -> Quants:
@@ -35,7 +37,7 @@ def q5_0(x: np.ndarray) -> Quants:
 
 def q8_0(x: np.ndarray) -> Quants:
     """f32 ``[n_blocks, 32]`` -> q in -127..127."""
-    d = np.maximum(x.max(axis=1), -x.min(axis=1)) / np.float32(127)
+    d = np.abs(x).max(axis=1) / np.float32(127)
     q = round_half_away(without_infinities(x * inverse(d)[:, None], d))
     return Quants(q.astype(np.int8), one_group(len(x)), d)
 
@@ -62,8 +64,8 @@ def centred(x: np.ndarray, levels: int) -> Quants:
 
 def above_minimum(x: np.ndarray, highest: int) -> Quants:
     """``d = (max - min) / highest``, ``q = min(trunc((x - min) / d + 1/2), highest)``; value = d q + min."""
-    low = x.min(axis=1)
-    d = (x.max(axis=1) - low) / np.float32(highest)
+    low = minimum(x)
+    d = (x.max(axis=1) - low + ZERO) / np.float32(highest)
     v = x - low[:, None]
     v *= inverse(d)[:, None]
     v += HALF
@@ -73,14 +75,23 @@ def above_minimum(x: np.ndarray, highest: int) -> Quants:
 
 
 def peak(x: np.ndarray) -> np.ndarray:
-    """The element of largest magnitude of each row, with its sign; the first of several: f32 ``[n_blocks]``."""
+    """The element of largest magnitude of each row, with its sign; the first of several; +0 for -0: ``[n_blocks]``."""
     high, low = x.max(axis=1), x.min(axis=1)
     peaks = np.where(high > -low, high, low)
     tied = np.flatnonzero(high == -low)
     if tied.size:
         first = np.abs(x[tied]).argmax(axis=1)
         peaks[tied] = x[tied, first]
-    return peaks
+    return peaks + ZERO
+
+
+def minimum(x: np.ndarray) -> np.ndarray:
+    """The least element of each row, and of several zeros the first, whose sign goes into the file: ``[n_blocks]``."""
+    low = x.min(axis=1)
+    zero = np.flatnonzero(low == 0)
+    if zero.size:
+        low[zero] = x[zero, (x[zero] == 0).argmax(axis=1)]
+    return low
 
 
 def inverse(d: np.ndarray) -> np.ndarray:
