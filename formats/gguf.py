@@ -26,7 +26,7 @@ used, and what fails raises :class:`formats.errors.FormatError` with one of thes
     bad-tensor-type                 an unknown or withdrawn tensor type
     misaligned out-of-file overlap  tensor data where it cannot be
     missing-key bad-value           raised when metadata is used (strict: any bad bool or string, at once)
-    missing-tensor no-data          raised by GGUF.raw: no such tensor; opened with metadata_only
+    missing-tensor no-data          raised by Container.raw: no such tensor; opened with metadata_only
     bad-key not-contiguous trailing-bytes missing-padding
                                     only in strict mode, which also wants an alignment of 8 or more
 """
@@ -35,16 +35,15 @@ from __future__ import annotations
 
 import mmap
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
+from formats.container import Container, TensorInfo
+from formats.cursor import CHANGED, Cursor, demand_unchanged, opened, shown
 from formats.errors import FormatError
 from formats.ggml_types import BY_ID, GGMLType
-from formats.gguf_bytes import CHANGED, Cursor, demand_unchanged, opened, shown
 from formats.gguf_metadata import MAX_PAIRS, MIN_PAIR, Metadata, read_metadata
 
 __all__ = ["GGUF", "Metadata", "TensorInfo", "read_gguf"]
@@ -60,59 +59,16 @@ INCOMPLETE = "The download is incomplete or the file damaged; fetch it again."
 LENIENT = "Write the file again with a current converter, or open it without strict."
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies and what it is."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GGUF(Container):
+    """An open GGUF file."""
 
-    name: str
-    type: GGMLType
-    shape: tuple[int, ...]
-    """Row-major, as NumPy has it: a matrix is [out, in]."""
-    offset: int
-    """Absolute byte offset in the file."""
-    nbytes: int
-
-
-@dataclass(frozen=True, eq=False)
-class GGUF:
-    """An open GGUF file: metadata in memory, tensor data mapped."""
-
-    path: Path
+    format: str = "gguf"
     version: int
     alignment: int
     metadata: Metadata
-    tensors: dict[str, TensorInfo]
     data_start: int
     """Byte offset at which tensor data begins."""
-    size: int
-    """Bytes of the whole file."""
-    warnings: tuple[str, ...]
-    """What strict mode would have rejected, one line each."""
-    _map: mmap.mmap | None = field(repr=False)
-
-    def raw(self, name: str) -> np.ndarray:
-        """A tensor's stored bytes: u8 [nbytes], a read-only view of the map, no copy.
-
-        Raises FormatError: missing-tensor, no-data, file-changed. Reading the map of a file cut short ends
-        the process with SIGBUS, so its size is asked again here; a file cut later still does that.
-        """
-        where = f"tensor {shown(name)}"
-        if name not in self.tensors:
-            raise FormatError("missing-tensor", "the file does not have this tensor", path=self.path,
-                              field=where, remedy="Fetch a file of the model that has it.")
-        if self._map is None:
-            raise FormatError("no-data", "only the metadata was read", path=self.path, field=where,
-                              remedy="Open the file without metadata_only.")
-        if self._map.size() < self.size:
-            raise FormatError("file-changed", "the file became shorter after it was opened", path=self.path,
-                              field=where, remedy=CHANGED)
-        info = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8)[info.offset : info.offset + info.nbytes]
-
-    def release(self) -> None:
-        """Let go of the pages of the file that were read: memory is given back, and read again when needed."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = False) -> GGUF:
@@ -144,7 +100,8 @@ def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = F
         data = None if metadata_only else _mapped(cursor, fd)
     tensors = {info.name: replace(info, offset=data_start + info.offset) for info in infos}
     warnings = tuple(text for _, text in oddities)
-    return GGUF(path, version, alignment, metadata, tensors, data_start, cursor.size, warnings, data)
+    return GGUF(path=path, version=version, alignment=alignment, metadata=metadata, tensors=tensors,
+                data_start=data_start, size=cursor.size, warnings=warnings, map=data)
 
 
 def _read_header(cursor: Cursor) -> tuple[int, int, int]:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from formats.cursor import MAX_HEADER, Cursor, shown
 from formats.errors import FormatError
-from formats.gguf_bytes import MAX_HEADER, Cursor, shown
 
 MAX_KEY = 65535
 MAX_PAIRS = 1 << 16

@@ -12,11 +12,23 @@ import math
 from formats.anatomy import Config
 from formats.errors import ModelError
 from formats.gguf import GGUF
+from formats.qwen2 import ARCHITECTURE, Qwen2
 from formats.vocabulary import CONTROL, Vocabulary
 
-ARCHITECTURE = "qwen2"
 END_SPELLINGS = ("<|endoftext|>", "<|im_end|>")
 """Control tokens that end a Qwen2 turn or text; base and chat files each name only one of them as eos."""
+
+
+def qwen2_of(gguf: GGUF) -> Qwen2:
+    """The Qwen2 model in ``gguf``. Raises ModelError and FormatError as :func:`config_of` and :func:`vocabulary_of`."""
+    config = config_of(gguf)
+    return Qwen2(
+        name=gguf.metadata.string("general.name", default=gguf.path.stem),
+        config=config,
+        vocabulary=vocabulary_of(gguf, n_rows=config.n_vocab),
+        chat_template=chat_template(gguf),
+        tensors=gguf.tensors,
+    )
 
 
 def config_of(gguf: GGUF) -> Config:

@@ -17,10 +17,11 @@ import numpy as np
 
 from formats import blocks
 from formats.anatomy import Config, tensor_shapes
+from formats.container import Container, StorageType, TensorInfo, open_container
 from formats.errors import FormatError, InputError, ModelError
-from formats.ggml_types import GGMLType
-from formats.gguf import GGUF, read_gguf
-from formats.gguf_qwen2 import ARCHITECTURE, chat_template, config_of, vocabulary_of
+from formats.gguf import GGUF
+from formats.gguf_qwen2 import qwen2_of
+from formats.qwen2 import ARCHITECTURE, Qwen2
 from formats.vocabulary import Vocabulary
 
 NAMED_AT_MOST = 4  # culprits listed in one error line
@@ -34,7 +35,7 @@ class Tensor:
     """
 
     name: str
-    type: GGMLType
+    type: StorageType
     shape: tuple[int, ...]
     path: Path
     read: Callable[[], np.ndarray] = field(repr=False)
@@ -132,32 +133,37 @@ def open_model(path: str | Path) -> ModelFile:
     model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
     or wrongly shaped tensors, a vocabulary that does not fit.
     """
-    gguf = read_gguf(path)
-    config = config_of(gguf)
-    tensors = {
-        info.name: Tensor(info.name, info.type, info.shape, gguf.path, _reader(gguf, info.name))
-        for info in gguf.tensors.values()
-    }
-    check_tensors(tensors, config, where=str(gguf.path))
-    vocabulary = vocabulary_of(gguf, n_rows=config.n_vocab)
+    container = open_container(path)
+    model = described(container)
+    tensors = {name: tensor_of(container, info, name) for name, info in model.tensors.items()}
+    check_tensors(tensors, model.config, where=str(container.path))
     return ModelFile(
-        path=gguf.path,
-        format="gguf",
+        path=container.path,
+        format=container.format,
         architecture=ARCHITECTURE,
-        name=gguf.metadata.string("general.name", default=gguf.path.stem),
-        config=config,
-        vocabulary=vocabulary,
-        chat_template=chat_template(gguf),
+        name=model.name,
+        config=model.config,
+        vocabulary=model.vocabulary,
+        chat_template=model.chat_template,
         tensors=tensors,
-        metadata=gguf.metadata,
-        size=gguf.size,
-        release=gguf.release,
-        warnings=gguf.warnings,
+        metadata=container.metadata,
+        size=container.size,
+        release=container.release,
+        warnings=container.warnings,
     )
 
 
-def _reader(gguf: GGUF, name: str) -> Callable[[], np.ndarray]:
-    return lambda: gguf.raw(name)
+def described(container: Container) -> Qwen2:
+    """What the container says about its Qwen2 model; one branch for each format that can hold one."""
+    if isinstance(container, GGUF):
+        return qwen2_of(container)
+    raise ModelError(f"a file of format {container.format!r} holds no model", where=str(container.path),
+                     remedy="Convert it to a format that does")  # fmt: skip
+
+
+def tensor_of(container: Container, info: TensorInfo, name: str | None = None) -> Tensor:
+    """A tensor of any container, to be decoded by rows; called ``name`` if it is not to keep the file's."""
+    return Tensor(name or info.name, info.type, info.shape, container.path, lambda: container.raw(info.name))
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: Config, *, where: str) -> None:
