@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,3 +105,27 @@ def open_container(path: str | Path, *, strict: bool = False) -> Container:
         magic = os.pread(fd, 4, 0)
     return readers.get(magic, read_gguf)(path, strict=strict)
 
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on its way into a file: what a writer must know of it, and its bytes on request."""
+
+    name: str
+    """As the file is to have it."""
+    type: StorageType
+    shape: tuple[int, ...]
+    """Row-major."""
+    read: Callable[[], np.ndarray] = field(repr=False)
+    """The stored bytes, u8 of any shape; asked for once, when it is this tensor's turn."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows along the last axis; a vector is one."""
+        return prod(self.shape[:-1])
+
+
+def stored(container: Container, name: str, renamed: str | None = None) -> Stored:
+    """A tensor of an open container as it is, for a writer."""
+    info = container.tensors[name]
+    return Stored(renamed or name, info.type, info.shape, lambda: container.raw(name))
