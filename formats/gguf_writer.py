@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from formats.container import Stored
+from formats.container import Stored, demand_distinct
 from formats.cursor import shown
 from formats.durable import Progress, quiet, replacing
 from formats.errors import InputError
@@ -52,7 +52,7 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Sequenc
         file.write(bytes(padded(len(header), alignment) - len(header)))
         done, total = 0, sum(sizes)
         for tensor, nbytes in zip(tensors, sizes, strict=True):
-            file.write(demand_bytes(tensor, nbytes))
+            file.write(tensor.data(nbytes))
             file.write(bytes(padded(nbytes, alignment) - nbytes))
             done += nbytes
             progress(done, total, "writing")
@@ -113,24 +113,6 @@ def nbytes_of(tensor: Stored) -> int:
         raise refuse(f"GGUF has no type {kind.name}", "Convert the tensor to a type that it has, such as F32")
     if tensor.shape[-1] % kind.block_elements:
         raise refuse(f"rows of {tensor.shape[-1]} are no whole {kind.name} blocks of {kind.block_elements}, and GGUF "
-                     "pads no rows", "Convert the tensor to a type with smaller blocks, such as Q8_0 or F16")  # fmt: skip
+                     "pads no rows", "Convert the tensor to a type with smaller blocks, such as Q8_0")  # fmt: skip
     return prod(tensor.shape) // kind.block_elements * kind.block_bytes
 
-
-def demand_distinct(tensors: Sequence[Stored]) -> None:
-    """Raise InputError if two tensors have the same name."""
-    seen: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in seen:
-            raise InputError("there are two tensors of this name", where=f"tensor {shown(tensor.name)}",
-                             remedy="Rename one of them")  # fmt: skip
-        seen.add(tensor.name)
-
-
-def demand_bytes(tensor: Stored, nbytes: int) -> memoryview:
-    """The tensor's bytes; InputError unless they are ``nbytes``."""
-    data = np.ascontiguousarray(tensor.read())
-    if data.nbytes != nbytes:
-        raise InputError(f"{list(tensor.shape)} in {tensor.type.name} takes {nbytes} bytes, but {data.nbytes} were "
-                         "given", where=f"tensor {shown(tensor.name)}", remedy="Its shape or its type is wrong")  # fmt: skip
-    return memoryview(data.reshape(-1).view(np.uint8))
