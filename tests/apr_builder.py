@@ -13,7 +13,7 @@ from model_builder import KINDS, MERGES, TOKENS, Shape, random_rows, tensors_of
 
 sys.path.append(str(Path(__file__).parent / "formats"))
 
-import apr_files as raw  # noqa: E402
+import apr_files as raw
 
 CODES = {"F32": raw.F32, "F16": raw.F16, "BF16": raw.BF16, "Q4_K": raw.Q4_K, "Q6_K": raw.Q6_K}
 ROLES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
