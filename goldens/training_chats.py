@@ -232,7 +232,7 @@ def chat(rng: np.random.Generator) -> list[dict[str, str]]:
     system = rng.random() < 1 / 6
     messages = [{"role": "system", "content": SYSTEMS[rng.integers(len(SYSTEMS))]}] if system else []
     kinds, weights = zip(*KINDS, strict=True)
-    for _ in range(int(rng.choice([1, 2, 3], p=[0.75, 0.18, 0.07]))):
+    for _ in range(int(rng.choice([1, 2, 3], p=[0.55, 0.28, 0.17]))):
         question, answer = kinds[rng.choice(len(kinds), p=weights)](rng)
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
