@@ -33,12 +33,10 @@ def nearest_int(v: np.ndarray) -> np.ndarray:
 def round_within(v: np.ndarray, low: int, high: int, *, trusted: bool) -> np.ndarray:
     """``clip(nearest_int(v), low, high)`` as f32, in place of v. ``trusted``: |v| < TRUSTED, so the quick way will do."""
     if trusted:
-        v += MAGIC
-        v -= MAGIC
+        np.rint(v, out=v)
     else:
         v[...] = nearest_int(v)
-    np.maximum(v, np.float32(low), out=v)
-    return np.minimum(v, np.float32(high), out=v)
+    return np.clip(v, np.float32(low), np.float32(high), out=v)
 
 
 def round_half_away(v: np.ndarray) -> np.ndarray:
