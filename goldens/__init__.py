@@ -4,3 +4,6 @@ from pathlib import Path
 
 BUILTIN = Path(__file__).with_name("builtin.gguf")
 """The built-in model: the default of every command and the subject of every offline test."""
+
+BUILTIN_APR = BUILTIN.with_suffix(".apr")
+"""The same model, tensor by tensor, in the other container."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import reference
+from formats import open_model
 from formats.protocol import Prompt
-from goldens import BUILTIN
+from goldens import BUILTIN, BUILTIN_APR
 
 RECORD = Path(__file__).with_name("builtin.json")
-N_TOKENS = 32
+N_TOKENS = 64  # at most: both texts end by themselves
 RAW = "def fib(n):"
 CHAT = [{"role": "user", "content": "What is 2+2?"}]
 
@@ -33,6 +34,7 @@ def record(path: Path = BUILTIN) -> dict[str, Any]:
         "made_by": "goldens/record.py: greedy decoding by the oracle, reference/, in f64",
         "model": path.name,
         "model_sha256": model.file.sha256,
+        "apr_sha256": open_model(BUILTIN_APR).sha256,
         "raw": answer(RAW),
         "chat": {"messages": CHAT, **answer(model.chat_prompt(CHAT))},
     }

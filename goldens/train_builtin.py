@@ -44,6 +44,7 @@ TEMPLATE = Path(__file__).with_name("qwen2.5.jinja").read_text(encoding="utf-8")
 SEED, BATCH, ROW = 4, 8, 256
 LIBRARY_SHARE, FUNCTION_SHARE = 0.3, 0.5  # of the rows; of the documents in the other rows
 MUON_RATE, ADAM_RATE, DECAY, WARM_UP, COOL_DOWN = 0.02, 3e-3, 0.1, 50, 0.4
+SAVE_EVERY_S = 60.0
 LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "encodings",
             "ensurepip", "__pycache__"}  # fmt: skip
 
@@ -322,7 +323,7 @@ def train(folder: Path, steps: int) -> Iterator[dict[str, Any]]:
         rate = rate_at(step, steps)
         params, m, v, value = update(params, m, v, jnp.float32(step), jnp.float32(rate), ids, documents)
         recent.append(float(value))
-        if time.monotonic() - saved > 60 or step == steps:
+        if time.monotonic() - saved > SAVE_EVERY_S or step == steps:
             save(folder / "state.npz", params=params, m=m, v=v, at={"step": jnp.int32(step)})
             saved = time.monotonic()
         if step % 50 == 0 or step == steps:

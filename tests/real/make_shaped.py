@@ -48,7 +48,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "tiny": Shape(8, 256, 4, 2, 512, 501, False),  # for tests: more rows than the built-in model's tokens, and odd
+    "tiny": Shape(8, 256, 4, 2, 512, 2069, False),  # for tests: more rows than the built-in model's tokens, and odd
     "0.5b": Shape(24, 896, 14, 2, 4864, 151936, True),
     "1.5b": Shape(28, 1536, 12, 2, 8960, 151936, True),
     "3b": Shape(36, 2048, 16, 2, 11008, 151936, True),

@@ -99,7 +99,7 @@ def test_no_draft_changes_the_oracle_s_text(builtin_f32: Any, draft: str) -> Non
     def propose(ids: Sequence[int], n: int) -> list[int]:
         right = reference.generate(builtin_f32, ids, max_tokens=n).ids
         if draft == "wrong":
-            return [i if rng.random() < 0.7 else (i + 1) % 480 for i in right]
+            return [i if rng.random() < 0.7 else (i + 1) % builtin_f32.file.config.n_vocab for i in right]
         return [*right[:3], *builtin_f32.file.vocabulary.end_ids][:n] if draft == "ends" else right
 
     text = measured.oracle_text(builtin_f32, propose, prompt, 24)
@@ -125,8 +125,9 @@ def test_where_two_texts_part(builtin_f64: Any, builtin_f32: Any, tmp_path: Path
                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """The oracle stands in for the fast engine: once as it is, once writing another token at place 5."""
     monkeypatch.setattr(measured, "RAW", ["def fib(n):"])
-    monkeypatch.setattr(measured, "CHAT", ["What is 2+2?"])
+    monkeypatch.setattr(measured, "CHAT", ["Write a function that returns the sum of a list."])  # no short answer
     monkeypatch.setattr(measured, "N_GREEDY", 12)
+    n_vocab = builtin_f32.file.config.n_vocab
     monkeypatch.setattr(accel, "generate", reference.generate)
     oracles = {"ggml": builtin_f32, "f64": builtin_f64}
     records = measured.show_greedy(measured.greedy(oracles, builtin_f32, tmp_path, None))
@@ -134,13 +135,13 @@ def test_where_two_texts_part(builtin_f64: Any, builtin_f32: Any, tmp_path: Path
 
     def slips(*arguments: Any, **options: Any) -> Any:
         answer = reference.generate(*arguments, **options)
-        answer.ids[5] = (answer.ids[5] + 1) % 480
+        answer.ids[5] = (answer.ids[5] + 1) % n_vocab
         return answer
 
     monkeypatch.setattr(accel, "generate", slips)
     for record in measured.greedy(oracles, builtin_f32, tmp_path, None):
         assert (record["equal"], record["same"]) == (False, 5)
-        assert record["ids"][1] == (record["ids"][0] + 1) % 480
+        assert record["ids"][1] == (record["ids"][0] + 1) % n_vocab
         prompt = record["prompt"]
         if record["kind"] == "chat":
             prompt = builtin_f64.chat_prompt([{"role": "user", "content": prompt}])

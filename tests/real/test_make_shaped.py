@@ -102,7 +102,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused_and_nothing_stays(
 ) -> None:
     cramped = make_shaped.SHAPES["tiny"]._replace(n_vocab=256)
     monkeypatch.setitem(make_shaped.SHAPES, "cramped", cramped)
-    with pytest.raises(InputError, match="vocabulary of 480 exceeds the 256 rows"):
+    with pytest.raises(InputError, match="vocabulary of 2048 exceeds the 256 rows"):
         make_shaped.make("cramped", tmp_path / "out.gguf", BUILTIN)
     with pytest.raises(InputError, match="no shape 'vast'"):
         make_shaped.make("vast", tmp_path / "out.gguf", BUILTIN)
