@@ -75,9 +75,9 @@ def unpack(type_name: str, raw: np.ndarray) -> Quants:
 
 
 def pack(type_name: str, quants: Quants) -> np.ndarray:
-    """Put blocks together, the inverse of `unpack`: Quants of arrays ``[..., n_blocks, ...]`` -> uint8 ``[..., row_bytes]``.
+    """Put blocks together: Quants of arrays ``[..., n_blocks, ...]`` -> uint8 ``[..., row_bytes]``.
 
-    d and dmin are rounded to f16; integers must lie in the range that the type's ``unpack`` states.
+    The inverse of `unpack`. d and dmin are rounded to f16; integers must lie in the range that ``unpack`` states.
     Raises ModelError for a type that Assay cannot write.
     """
     module = _quantised_module(type_name)

@@ -23,7 +23,7 @@ from formats.quantizers.one_scale import q4_0, q4_1, q5_0, q5_1, q8_0
 from formats.quantizers.scale_and_min import q4_k, q5_k
 from formats.quantizers.signed_scale import q6_k
 
-__all__ = ["QUANTIZABLE", "quantize"]
+__all__ = ["LOT", "QUANTIZABLE", "processors", "quantize"]
 
 _SEARCHES: dict[str, Callable[[np.ndarray], Quants]] = {
     "Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8_0, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k,
@@ -34,10 +34,12 @@ LOT = 1 << 18
 """Elements worked on at once, 1 MiB an array: a handful fit the last cache, and Python takes little of the time."""
 
 
-def quantize(type_name: str, values: np.ndarray, *, where: str = "values", threads: int | None = None) -> np.ndarray:
+def quantize(type_name: str, values: np.ndarray, *, where: str = "values", first_row: int = 0,
+             threads: int | None = None) -> np.ndarray:  # fmt: skip
     """Store rows of values in a type: f32 ``[..., n]`` -> uint8 ``[..., row_bytes]``.
 
-    ``where`` names the values in errors; ``threads`` defaults to as many as there are processors.
+    ``where`` names the values in errors, ``first_row`` is the number of their first row there; ``threads`` defaults to
+    as many as there are processors.
     Raises InputError for a type that Assay cannot write, and for rows that are no whole blocks; NumericError, naming
     the first bad element, if a value is NaN or infinite, or so large that f16 cannot hold it or its block's scale.
     """
@@ -55,14 +57,27 @@ def quantize(type_name: str, values: np.ndarray, *, where: str = "values", threa
 
     def work(start: int) -> None:
         lot = slice(start, start + step)
-        _demand_finite(flat[lot], start, values.shape, where)
+        _demand_finite(flat[lot], lambda at: place(start * kind.block_elements + at))
         out[lot] = _stored(type_name, flat[lot])
-        _demand_finite_scales(type_name, flat[lot], out[lot], start, values.shape, where)
+        _demand_finite_scales(type_name, flat[lot], out[lot], lambda at: place(start * kind.block_elements + at))
+
+    def place(element: int) -> str:
+        index = [int(i) for i in np.unravel_index(element, values.shape)]
+        return f"{where}{[index[0] + first_row, *index[1:]] if values.ndim > 1 else index}"
 
     starts = range(0, len(flat), step)
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(work, starts))
+    if threads == 1 or len(starts) < 2:
+        for start in starts:
+            work(start)
+    else:
+        with ThreadPoolExecutor(threads or processors()) as pool:
+            list(pool.map(work, starts))
     return out.reshape(*values.shape[:-1], values.shape[-1] // kind.block_elements * kind.block_bytes)
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stored(type_name: str, x: np.ndarray) -> np.ndarray:
@@ -73,27 +88,20 @@ def _stored(type_name: str, x: np.ndarray) -> np.ndarray:
         return blocks.pack(type_name, _SEARCHES[type_name](x)).reshape(len(x), -1)
 
 
-def _demand_finite(x: np.ndarray, first_block: int, shape: tuple[int, ...], where: str) -> None:
-    """Raise NumericError if an element of these blocks is NaN or infinite."""
+def _demand_finite(x: np.ndarray, place: Callable[[int], str]) -> None:
+    """Raise NumericError if an element is NaN or infinite; ``place`` tells where the n-th element of x belongs."""
     finite = np.isfinite(x)
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
-        raise NumericError(f"{x.reshape(-1)[at]} cannot be quantised",
-                           where=_place(first_block * x.shape[1] + at, shape, where),
+        raise NumericError(f"{x.reshape(-1)[at]} cannot be quantised", where=place(at),
                            remedy="The values are damaged; check where they come from")  # fmt: skip
 
 
-def _demand_finite_scales(type_name: str, x: np.ndarray, raw: np.ndarray, first_block: int, shape: tuple[int, ...],
-                          where: str) -> None:  # fmt: skip
-    """Raise NumericError if a block's scale, or a value in f16 or bf16, became infinite."""
+def _demand_finite_scales(type_name: str, x: np.ndarray, raw: np.ndarray, place: Callable[[int], str]) -> None:
+    """Raise NumericError if a block's scale, or a value in F16 or BF16, became infinite."""
     if type_name == "F32" or blocks.finite(type_name, raw):
         return
     bad = next(i for i, block in enumerate(raw) if not blocks.finite(type_name, block))
     largest = int(np.abs(x[bad]).argmax())
-    raise NumericError(f"{x[bad, largest]} is too large for {type_name}",
-                       where=_place((first_block + bad) * x.shape[1] + largest, shape, where),
-                       remedy="Store the tensor as F32 or BF16")  # fmt: skip
-
-
-def _place(element: int, shape: tuple[int, ...], where: str) -> str:
-    return f"{where}{[int(i) for i in np.unravel_index(element, shape)]}"
+    raise NumericError(f"{x[bad, largest]} is too large for {type_name}", where=place(bad * x.shape[1] + largest),
+                       remedy="Store the tensor as F32")  # fmt: skip

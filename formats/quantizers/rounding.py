@@ -31,7 +31,7 @@ def nearest_int(v: np.ndarray) -> np.ndarray:
 
 
 def round_within(v: np.ndarray, low: int, high: int, *, trusted: bool) -> np.ndarray:
-    """``clip(nearest_int(v), low, high)`` as f32, in place of v. ``trusted``: |v| < TRUSTED, so the quick way will do."""
+    """``clip(nearest_int(v), low, high)`` as f32, in place of v. ``trusted``: |v| < TRUSTED, so rint will do."""
     if trusted:
         np.rint(v, out=v)
     else:

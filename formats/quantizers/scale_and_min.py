@@ -1,4 +1,5 @@
-"""Q4_K and Q5_K: for each group of 32 a scale s and a minimum m >= 0 with x ~ s q - m; both 6 bits of the block's d, dmin.
+"""Q4_K and Q5_K: for each group of 32 a scale s and a minimum m >= 0 with x ~ s q - m; 6 bits each, in units of the
+block's d and dmin.
 
 For each group, minimise  E(s, m) = sum w (s q - m - x)^2  with weights  w = |x| + sqrt(mean x^2)  over a few candidate
 roundings q. A candidate is  q = round(t / (max - low) * (x - low)),  t = highest + first + 0.1 k,  k = 0, 1, ...;

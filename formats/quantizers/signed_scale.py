@@ -1,8 +1,9 @@
 """Q6_K: for each group of 16 a signed scale s with x ~ s q, q in -32..31; scales are 8 bits of the block's d.
 
-For each group, maximise  (sum w x q)^2 / sum w q q  with weights  w = x^2,  which for the best s (= sum w x q / sum w q q)
-is the same as minimising  sum w (x - s q)^2.  The candidates are  q = round(-t / p * x),  p the element of largest
-magnitude with its sign, t = 32 first and then 32 + 0.1 k, k = -9 .. 9. The block's d makes the largest scale -128.
+For each group, maximise  (sum w x q)^2 / sum w q q  with weights  w = x^2,  which for the best scale,
+s = sum w x q / sum w q q,  is the same as minimising  sum w (x - s q)^2.  The candidates are  q = round(-t / p * x),
+p the element of largest magnitude with its sign, t = 32 first and then 32 + 0.1 k, k = -9 .. 9. The block's d makes
+the largest scale -128.
 Source: make_qx_quants and quantize_row_q6_K_ref in ggml-quants.c. Arrays are ``[16, n_groups]``: see rounding.py.
 """
 
@@ -94,6 +95,6 @@ def requantised(x: np.ndarray, fit: Fit, scale: np.ndarray) -> np.ndarray:
     q = round_within(x / scale, LOWEST, HIGHEST, trusted=False)
     void = np.flatnonzero(scale == 0)
     if void.size:
-        nothing = fit.scale[void] == 0
-        q[:, void] = np.where(nothing, LOWEST, round_within(fit.factor[void] * x[:, void], LOWEST, HIGHEST, trusted=False))
+        searched = round_within(fit.factor[void] * x[:, void], LOWEST, HIGHEST, trusted=False)
+        q[:, void] = np.where(fit.scale[void] == 0, np.float32(LOWEST), searched)  # nothing: zero bytes
     return q.astype(np.int8)
