@@ -1,7 +1,7 @@
 """Write the built-in model's files from its trained weights: ``python -m goldens.make_builtin FOLDER [OUT]``.
 
 FOLDER is what ``train_builtin`` filled. OUT (this folder if left out) receives ``builtin.gguf`` and ``builtin.apr``,
-the same tensors in the same bytes: quantised by ``formats/quantizers`` in the mixture by layer of llama.cpp's Q4_K_M,
+the same tensors in the same bytes: quantised by ``formats/quantized_tensors`` in llama.cpp's mixture Q4_K_M,
 written by ``formats/gguf_writer`` and ``formats/apr_writer``. The same weights give the same files.
 """
 
@@ -18,36 +18,20 @@ import numpy as np
 from formats.apr_qwen2 import hf_name
 from formats.apr_writer import write_apr
 from formats.container import Stored
-from formats.ggml_types import BY_NAME
 from formats.gguf_metadata import typed
 from formats.gguf_writer import write_gguf
-from formats.quantizers import quantize
+from formats.mixture import MIXTURES
+from formats.quantized_tensors import quantized_arrays
 from formats.vocabulary import CONTROL, NORMAL, USER_DEFINED
 from goldens import train_builtin as trained
 
 HERE = Path(__file__).parent
-NAME, LICENCE, CONTEXT, Q4_K_M = "Assay built-in", "apache-2.0", 2048, 15
-
-
-def storage_type(name: str, shape: Sequence[int]) -> str:
-    """Six bits for the embedding, and for attn_v and ffn_down of about half the layers, as Q4_K_M has it."""
-    if len(shape) == 1:
-        return "F32"
-    better = name == "token_embd.weight"
-    if name.endswith(("attn_v.weight", "ffn_down.weight")):
-        layer, n = int(name.split(".")[1]), trained.N_LAYERS
-        better = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    return "Q6_K" if better else "Q4_K"
+NAME, LICENCE, CONTEXT, MIXTURE = "Assay built-in", "apache-2.0", 2048, "Q4_K_M"
 
 
 def quantised(weights: Mapping[str, np.ndarray]) -> list[Stored]:
     """Every tensor as it is stored, by GGUF's names and in the order of the layers."""
-    tensors = []
-    for name, shape in trained.shapes().items():
-        kind = storage_type(name, shape)
-        raw = quantize(kind, np.asarray(weights[name], np.float32).reshape(shape), where=name)
-        tensors.append(Stored(name, BY_NAME[kind], shape, lambda raw=raw: raw))
-    return tensors
+    return quantized_arrays({name: weights[name].astype(np.float32) for name in trained.shapes()}, MIXTURE)
 
 
 def vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +57,7 @@ def gguf_metadata(words: Mapping[str, Any]) -> dict[str, Any]:
         "general.architecture": ("string", "qwen2"),
         "general.name": ("string", NAME),
         "general.license": ("string", LICENCE),
-        "general.file_type": ("uint32", Q4_K_M),
+        "general.file_type": ("uint32", MIXTURES[MIXTURE].file_type),
         "general.quantization_version": ("uint32", 2),
         "qwen2.block_count": ("uint32", trained.N_LAYERS),
         "qwen2.context_length": ("uint32", CONTEXT),

@@ -5,9 +5,9 @@ standard library's sources (this interpreter's), small functions and short chats
 ``training_chats``). FOLDER receives ``tokenizer.json``, ``weights.npz`` (f32, by GGUF names) and ``training.json``
 (losses, time, versions), out of which ``make_builtin`` writes the model files; it also holds the state to resume from.
 
-Rows are 256 tokens. A row of the library is one stretch of one file; another is filled with documents that do not see
-one another. Matrices learn by Muon (K. Jordan, 2024: momentum, then the update's singular values brought to about one by
-a Newton-Schulz iteration), which needs about two thirds of Adam's tokens here; all else by Adam.
+Rows are 256 tokens. A row of the library is one stretch of its files; another is filled with documents that do not
+see one another. Matrices learn by Muon (K. Jordan, 2024: momentum, then the update's singular values brought to about
+one by a Newton-Schulz iteration), all else by Adam.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def held_out_losses(params: Params, files: Rows) -> dict[str, float]:
 
 def save(path: Path, **groups: Params) -> None:
     """Groups of tensors as one npz, by way of a temporary file."""
-    arrays = {f"{group}/{name}": np.asarray(value) for group, params in groups.items() for name, value in params.items()}
+    arrays = {f"{group}/{name}": np.asarray(values[name]) for group, values in groups.items() for name in values}
     with open(path.with_suffix(".tmp"), "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     os.replace(path.with_suffix(".tmp"), path)

@@ -26,9 +26,10 @@ SOUNDS = "dog barks, cat meows, cow moos, duck quacks, lion roars, horse neighs,
 LEGS = "dog 4, cat 4, horse 4, spider 8, bird 2, ant 6, human 2, fish 0, cow 4, bee 6, snake 0"
 PLURALS = """cat cats, dog dogs, mouse mice, child children, man men, woman women, foot feet, box boxes, house houses,
 tooth teeth, book books, city cities, leaf leaves"""
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+          "November", "December"]  # fmt: skip
+NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
 FACTS = """
 How many days are in a week? | There are seven days in a week.
 How many months are in a year? | There are twelve months in a year.
@@ -175,7 +176,7 @@ def knowledge(rng: np.random.Generator) -> Turn:
     if which == 6:
         animal, legs = one_of(rng, table(LEGS))
         return f"How many legs does a{'n' if animal == 'ant' else ''} {animal} have?", (
-            f"A{'n' if animal == 'ant' else ''} {animal} has {NUMBERS[int(legs)].replace('zero', 'no')} legs.")
+            f"A{'n' if animal == 'ant' else ''} {animal} has {NUMBERS[int(legs)]} legs.")
     word, plural = one_of(rng, table(PLURALS))
     return f"What is the plural of {word}?", f"The plural of {word} is {plural}."
 
