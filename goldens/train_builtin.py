@@ -183,12 +183,15 @@ def rotate(x: jax.Array) -> jax.Array:
 def attention(w: Params, x: jax.Array, seen: jax.Array) -> jax.Array:
     """Grouped-query attention of [batch, row, HIDDEN]; ``seen`` bool [batch, row, row]: who looks at whom."""
     batch, row, _ = x.shape
+    group = N_HEADS // N_KV_HEADS
     q, k, v = ((x @ w[f"attn_{n}.weight"].T + w[f"attn_{n}.bias"]).reshape(batch, row, -1, HEAD_DIM) for n in "qkv")
-    q = rotate(q).reshape(batch, row, N_KV_HEADS, -1, HEAD_DIM)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, rotate(k)) * HEAD_DIM**-0.5
+    # One matrix of queries for each head of keys: XLA multiplies these twice as fast on a CPU as five axes at once
+    q = rotate(q).transpose(0, 2, 1, 3).reshape(batch, N_KV_HEADS, group * row, HEAD_DIM)
+    scores = (q @ rotate(k).transpose(0, 2, 3, 1) * HEAD_DIM**-0.5).reshape(batch, N_KV_HEADS, group, row, row)
     weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), -1)
-    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, row, -1)
-    return mixed @ w["attn_output.weight"].T
+    mixed = weights.reshape(batch, N_KV_HEADS, group * row, row) @ v.transpose(0, 2, 1, 3)
+    return mixed.reshape(batch, N_HEADS, row, HEAD_DIM).transpose(0, 2, 1, 3).reshape(batch, row, -1) @ (
+        w["attn_output.weight"].T)
 
 
 def forward(params: Params, ids: jax.Array, documents: jax.Array) -> jax.Array:
@@ -341,11 +344,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1400)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
-    records = []
+    log = asked.folder / "log.jsonl"  # also of the runs before, if this one goes on
     for record in train(asked.folder, asked.steps):
+        with log.open("a", encoding="utf-8") as file:
+            print(json.dumps(record), file=file)
         print(json.dumps(record), flush=True)
-        records.append(record)
     versions = {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__}
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     kept = {"seed": SEED, "steps": asked.steps, "tokens": asked.steps * BATCH * ROW, "versions": versions,
             "records": records}  # fmt: skip
     (asked.folder / "training.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -220,7 +220,7 @@ def same_text(a: Generation, b: Generation, config: Config) -> None:
 
 
 def test_greedy_text_is_the_same_on_the_builtin_model(builtin_f64: Any, builtin_f32: Any, builtin_accel: Any) -> None:
-    for prompt in ("def fib(n):", [5]):
+    for prompt in ("class Stack:", "import os\nimport"):  # neither text is over within 32 tokens
         truth = reference.generate(builtin_f64, prompt, max_tokens=32, logprobs=3)
         assert len(truth.ids) == 32 and len(set(truth.ids)) > 8
         same_text(reference.generate(builtin_f32, prompt, max_tokens=32, logprobs=3), truth, builtin_f32.file.config)
