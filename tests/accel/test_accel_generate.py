@@ -27,12 +27,12 @@ def fast() -> Model:
 @greedy_and_drawn
 def test_how_a_text_is_cut_into_bursts_changes_nothing(fast: Model, sampling: Sampling) -> None:
     def run(interval: float) -> list[tuple[int, float]]:
-        steps = accel.stream_generate(fast, "def fib(n):", max_tokens=40, sampling=sampling, interval=interval)
+        steps = accel.stream_generate(fast, "class Stack:", max_tokens=40, sampling=sampling, interval=interval)
         return [(step.id, step.margin) for step in steps]
 
     whole = run(math.inf)
     assert len(whole) == 40 and run(0) == whole
-    answer = accel.generate(fast, "def fib(n):", max_tokens=40, sampling=sampling)
+    answer = accel.generate(fast, "class Stack:", max_tokens=40, sampling=sampling)
     assert list(zip(answer.ids, answer.margins, strict=True)) == whole
     assert (answer.timings.prefill_tokens, answer.timings.decode_tokens) == (len(answer.prompt_ids), 39)
 
