@@ -557,7 +557,7 @@ ALL_CLASSES = [block.strip("\n") for block in CLASSES.split("\n==\n")]
 
 def plainest(rng: np.random.Generator, choices: Sequence[str]) -> str:
     """The first choice half the time, else any."""
-    return choices[0] if rng.random() < 0.5 else choices[rng.integers(len(choices))]
+    return choices[0] if rng.random() < 0.5 else choices[int(rng.integers(len(choices)))]
 
 
 def imperative(what: str) -> str:

@@ -120,7 +120,6 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, m
     for name, value in {"N_LAYERS": 1, "BATCH": 2, "ROW": 24, "SAVE_EVERY_S": 0.0}.items():
         monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(train, "library", lambda: (SOURCES, SOURCES))
-    train.update.clear_cache()
     steps = train.Rows.batch
 
     def interrupted(self: Any, *key: int) -> Any:
@@ -142,4 +141,3 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, m
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole.files)
     words = make_builtin.vocabulary(json.loads((folders[0] / "tokenizer.json").read_text(encoding="utf-8")))
     assert len(words["tokens"]) == len(words["kinds"]) == train.N_VOCAB
-    train.update.clear_cache()

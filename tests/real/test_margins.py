@@ -32,6 +32,6 @@ def test_the_code_was_held_out_and_both_kinds_fill_their_sequences() -> None:
 
 def test_the_picture_has_a_panel_for_each_kind(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    values = np.array([0.1, 1.0])
-    measured.draw({"one": {"code": values, "chat": values}, "two": {"code": values, "chat": values}}, tmp_path / "a.png")
+    found = {kind: np.array([0.1, 1.0]) for kind in ("code", "chat")}
+    measured.draw({"one": found, "two": found}, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
