@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import apr_builder
 import gguf
 import numpy as np
 import pytest
@@ -128,3 +129,11 @@ def test_a_bad_value_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
     assert refused.is_refusal(7)
     assert "tensor 'blk.1.attn_q.weight'[9, 7]" in refused.err
     assert not target.exists()
+
+
+def test_an_apr_file_is_to_be_converted_first(tmp_path: Path) -> None:
+    source = apr_builder.build(tmp_path / "m.apr", SHAPE)
+    refused = assay("quantize", str(source), str(tmp_path / "small.gguf"), "--json")
+    assert refused.is_refusal(2)
+    assert "assay convert" in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.apr"]
