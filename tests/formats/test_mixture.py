@@ -69,9 +69,14 @@ def test_the_small_mixtures() -> None:
 def test_rows_that_are_no_whole_blocks() -> None:
     assert set(chosen_types(shapes(2, 896, 4864), "Q5_K_S", pure=True).values()) == {"Q5_1", "Q5_K"}
     assert set(chosen_types(shapes(2, 896, 4864), "Q6_K").values()) == {"Q8_0", "Q6_K"}
-    odd = {"blk.0.attn_q.weight": (64, 48), "blk.0.ffn_norm.weight": (48,), "blk.0.attn_q.bias": (64,)}
     for mixture in ("Q4_K_M", "Q8_0", "Q4_0", "Q6_K"):
-        assert chosen_types(odd, mixture) == {"blk.0.attn_q.weight": "F16"}
+        assert chosen_types({"blk.0.attn_q.weight": (64, 48)}, mixture) == {"blk.0.attn_q.weight": "F16"}
+
+
+def test_norms_biases_and_vectors_are_left_alone() -> None:
+    kept = {"blk.0.attn_q_norm.weight": (2, 256), "blk.0.attn_q.bias": (2, 256), "output_norm.weight": (256,)}
+    for mixture in MIXTURES:
+        assert chosen_types(kept, mixture) == {}
 
 
 def test_pure_favours_nothing() -> None:
