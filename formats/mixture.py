@@ -53,27 +53,32 @@ def named(mixture: str) -> str:
     return name
 
 
-def chosen_types(shapes: Mapping[str, tuple[int, ...]], mixture: str, *, pure: bool = False) -> dict[str, str]:
+def chosen_types(shapes: Mapping[str, tuple[int, ...]], mixture: str, *, pure: bool = False,
+                 by_name: bool = False) -> dict[str, str]:  # fmt: skip
     """The type of every tensor that the mixture quantises, by name; a tensor that keeps its own is not in it.
 
     ``shapes`` are those of the whole model, row-major: how many layers there are, and whether the output has a
     matrix of its own, is seen from the names. ``pure``: every matrix gets the base type, if its rows allow it.
+    ``by_name``: layers are counted in the order of their names, 0, 1, 10, 11, ..., 2, 20, ..., as llama.cpp did until
+    it sorted tensors by layer; the published Qwen2.5-Coder files were made so.
     """
     mixture = named(mixture)
     tied = "output.weight" not in shapes
-    n_layers = 1 + max((layer for name in shapes if (layer := layer_of(name)) is not None), default=-1)
+    numbers = {layer for name in shapes if (layer := layer_of(name)) is not None}
+    layers = sorted(numbers, key=str if by_name else int)
+    places = {layer: place for place, layer in enumerate(layers)}
     types = {}
     for name, shape in shapes.items():
         if len(shape) > 1 and name.endswith("weight") and not name.endswith("_norm.weight"):
             wanted = MIXTURES[mixture].base
             if wanted not in FLOATS and not pure:
-                wanted = favoured(mixture, name, shape[-1], n_layers, tied)
+                wanted = favoured(mixture, name, shape[-1], places, tied)
             types[name] = fitting(wanted, shape[-1])
     return types
 
 
-def favoured(mixture: str, name: str, row: int, n_layers: int, tied: bool) -> str:
-    """The type that the mixture wants for a matrix, whether or not its rows allow it."""
+def favoured(mixture: str, name: str, row: int, places: Mapping[int, int], tied: bool) -> str:
+    """The type that the mixture wants for a matrix, whether or not its rows allow it; ``places`` orders the layers."""
     base = MIXTURES[mixture].base
     if name == "output.weight" or (tied and name == "token_embd.weight"):
         return "Q8_0" if base == "Q8_0" or row % BY_NAME[base].block_elements else "Q6_K"
@@ -81,17 +86,18 @@ def favoured(mixture: str, name: str, row: int, n_layers: int, tied: bool) -> st
     is_value, is_down = ".attn_v." in name, ".ffn_down." in name
     if layer is None or not (is_value or is_down):
         return base
-    if mixture in ("Q4_K_M", "Q5_K_M") and more_bits(layer, n_layers):
+    place, n_layers = places[layer], len(places)
+    if mixture in ("Q4_K_M", "Q5_K_M") and more_bits(place, n_layers):
         return "Q6_K"
-    if mixture == "Q4_K_S" and layer < (4 if is_value else n_layers // 8):
+    if mixture == "Q4_K_S" and place < (4 if is_value else n_layers // 8):
         return "Q5_K"
     return base
 
 
-def more_bits(layer: int, n_layers: int) -> bool:
-    """Whether the layer is favoured: in the first or the last eighth, or every third between them."""
+def more_bits(place: int, n_layers: int) -> bool:
+    """Whether the layer at this place is favoured: in the first or the last eighth, or every third between them."""
     eighth = n_layers // 8
-    return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
+    return place < eighth or place >= 7 * n_layers // 8 or (place - eighth) % 3 == 2
 
 
 def fitting(wanted: str, row: int) -> str:

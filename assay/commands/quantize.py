@@ -33,6 +33,9 @@ def command(
     target: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
     mixture: Annotated[str, typer.Option("--type", "-t", help=f"One of {TYPES}.")] = "Q4_K_M",
     pure: Annotated[bool, typer.Option("--pure", help="No matrix gets more bits than the others.")] = False,
+    by_name: Annotated[
+        bool, typer.Option("--by-name", help="Favour the layers that llama.cpp once did: counted 0, 1, 10, 11, .., 2.")
+    ] = False,
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Also quantise what is quantised already; errors add up.")
     ] = False,
@@ -44,7 +47,8 @@ def command(
     file = options.open_file(source)
     metadata = metadata_for(file, mixture)
     with bar() as progress:
-        types = chosen_types({name: tensor.shape for name, tensor in file.tensors.items()}, mixture, pure=pure)
+        shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+        types = chosen_types(shapes, mixture, pure=pure, by_name=by_name)
         moves = moves_of(file, types, progress)
         if not requantize:
             demand_floats(file, moves)
@@ -52,6 +56,7 @@ def command(
     report = {
         "type": mixture,
         "pure": pure,
+        "by_name": by_name,
         "source": {**options.model_of(file), **census([facts(m.tensor, m.tensor.type.name) for m in moves])},
         "target": {"path": str(target), "format": "gguf", **census([facts(m.tensor, m.type) for m in moves])},
         "tensors": [row_of(move) for move in moves],
