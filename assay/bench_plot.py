@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from assay.durable import beside, place
 from formats import InputError
+from formats.durable import beside, place
 
 PANELS = {
     "prefill": ("reading a prompt", "prompt length"),

@@ -17,8 +17,8 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from assay.catalogue import HuggingFace, Url
-from assay.durable import Progress, beside, sha256_of
 from formats import SourceError
+from formats.durable import Progress, beside, sha256_of
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18

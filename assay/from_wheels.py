@@ -23,8 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from assay.catalogue import Wheels
-from assay.durable import CHUNK, Progress, beside, place
 from formats import SourceError
+from formats.durable import CHUNK, Progress, beside, place
 
 PARALLEL = 3
 TICK = 0.2  # seconds between looks at what has arrived, and so the longest that Ctrl-C waits

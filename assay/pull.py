@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 
 from assay import from_url, from_wheels
 from assay.catalogue import Entry, Source, Wheels, catalogue
-from assay.durable import Progress, beside, place, quiet, sha256_of
 from formats import InputError, SourceError
+from formats.durable import Progress, beside, place, quiet, sha256_of
 
 Report = Callable[[str], None]
 

@@ -26,7 +26,7 @@ used, and what fails raises :class:`formats.errors.FormatError` with one of thes
     bad-tensor-type                 an unknown or withdrawn tensor type
     misaligned out-of-file overlap  tensor data where it cannot be
     missing-key bad-value           raised when metadata is used (strict: any bad bool or string, at once)
-    missing-tensor no-data          raised by GGUF.raw: no such tensor; opened with metadata_only
+    missing-tensor no-data          raised by Container.raw: no such tensor; opened with metadata_only
     bad-key not-contiguous trailing-bytes missing-padding
                                     only in strict mode, which also wants an alignment of 8 or more
 """
@@ -35,16 +35,15 @@ from __future__ import annotations
 
 import mmap
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
+from formats.container import Container, TensorInfo
+from formats.cursor import CHANGED, Cursor, demand_unchanged, opened, shown
 from formats.errors import FormatError
 from formats.ggml_types import BY_ID, GGMLType
-from formats.gguf_bytes import CHANGED, Cursor, demand_unchanged, opened, shown
 from formats.gguf_metadata import MAX_PAIRS, MIN_PAIR, Metadata, read_metadata
 
 __all__ = ["GGUF", "Metadata", "TensorInfo", "read_gguf"]
@@ -60,59 +59,16 @@ INCOMPLETE = "The download is incomplete or the file damaged; fetch it again."
 LENIENT = "Write the file again with a current converter, or open it without strict."
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies and what it is."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GGUF(Container):
+    """An open GGUF file."""
 
-    name: str
-    type: GGMLType
-    shape: tuple[int, ...]
-    """Row-major, as NumPy has it: a matrix is [out, in]."""
-    offset: int
-    """Absolute byte offset in the file."""
-    nbytes: int
-
-
-@dataclass(frozen=True, eq=False)
-class GGUF:
-    """An open GGUF file: metadata in memory, tensor data mapped."""
-
-    path: Path
+    format: str = "gguf"
     version: int
     alignment: int
     metadata: Metadata
-    tensors: dict[str, TensorInfo]
     data_start: int
     """Byte offset at which tensor data begins."""
-    size: int
-    """Bytes of the whole file."""
-    warnings: tuple[str, ...]
-    """What strict mode would have rejected, one line each."""
-    _map: mmap.mmap | None = field(repr=False)
-
-    def raw(self, name: str) -> np.ndarray:
-        """A tensor's stored bytes: u8 [nbytes], a read-only view of the map, no copy.
-
-        Raises FormatError: missing-tensor, no-data, file-changed. Reading the map of a file cut short ends
-        the process with SIGBUS, so its size is asked again here; a file cut later still does that.
-        """
-        where = f"tensor {shown(name)}"
-        if name not in self.tensors:
-            raise FormatError("missing-tensor", "the file does not have this tensor", path=self.path,
-                              field=where, remedy="Fetch a file of the model that has it.")
-        if self._map is None:
-            raise FormatError("no-data", "only the metadata was read", path=self.path, field=where,
-                              remedy="Open the file without metadata_only.")
-        if self._map.size() < self.size:
-            raise FormatError("file-changed", "the file became shorter after it was opened", path=self.path,
-                              field=where, remedy=CHANGED)
-        info = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8)[info.offset : info.offset + info.nbytes]
-
-    def release(self) -> None:
-        """Let go of the pages of the file that were read: memory is given back, and read again when needed."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = False) -> GGUF:
@@ -132,7 +88,7 @@ def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = F
         alignment = _alignment(metadata)
         infos = _read_infos(cursor, n_tensors, alignment)
         demand_unchanged(fd, before, path)
-        data_start = _padded(cursor.pos, alignment)
+        data_start = padded(cursor.pos, alignment)
         _check_overlap(cursor, infos, data_start)
         if not metadata_only:
             _check_extents(cursor, infos, data_start)
@@ -144,7 +100,8 @@ def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = F
         data = None if metadata_only else _mapped(cursor, fd)
     tensors = {info.name: replace(info, offset=data_start + info.offset) for info in infos}
     warnings = tuple(text for _, text in oddities)
-    return GGUF(path, version, alignment, metadata, tensors, data_start, cursor.size, warnings, data)
+    return GGUF(path=path, version=version, alignment=alignment, metadata=metadata, tensors=tensors,
+                data_start=data_start, size=cursor.size, warnings=warnings, map=data)
 
 
 def _read_header(cursor: Cursor) -> tuple[int, int, int]:
@@ -264,13 +221,13 @@ def _odd_layout(infos: list[TensorInfo], alignment: int) -> list[tuple[str, str]
         if info.offset != expected:
             return [("not-contiguous", f"tensor[{i}] {shown(info.name)} is at {info.offset} of the data "
                      f"section, not at {expected}, where the one declared before it ends")]
-        expected += _padded(info.nbytes, alignment)
+        expected += padded(info.nbytes, alignment)
     return []
 
 
 def _odd_end(infos: list[TensorInfo], alignment: int, data_start: int, size: int) -> list[tuple[str, str]]:
     """Whether the file ends where the padding after its last tensor does."""
-    end = data_start + _padded(max((info.offset + info.nbytes for info in infos), default=0), alignment)
+    end = data_start + padded(max((info.offset + info.nbytes for info in infos), default=0), alignment)
     if size > end:
         return [("trailing-bytes", f"{size - end} bytes follow the last tensor")]
     if size < end:
@@ -294,6 +251,6 @@ def _mapped(cursor: Cursor, fd: int) -> mmap.mmap:
                           CHANGED) from error
 
 
-def _padded(n: int, alignment: int) -> int:
+def padded(n: int, alignment: int) -> int:
     """``n`` rounded up to a multiple of ``alignment``."""
     return -(-n // alignment) * alignment

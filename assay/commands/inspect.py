@@ -40,7 +40,7 @@ def facts_of(file: ModelFile) -> dict[str, Any]:
     """Everything ``inspect`` knows, ready for JSON. Sizes are in bytes."""
     vocabulary, tensors = file.vocabulary, file.tensors.values()
     parameters = sum(math.prod(t.shape) for t in tensors)
-    weight_bytes = sum(t.raw().nbytes for t in tensors)
+    weight_bytes = sum(t.nbytes for t in tensors)
     return {
         "model": options.model_of(file),
         "sizes": {

@@ -12,11 +12,12 @@ from pathlib import Path
 import gguf_files as raw
 import pytest
 from gguf_files import U64_MAX, File, Tensor
-from gguf_refusal import refused
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from refusal import refused
 
 from formats.errors import FormatError
+from formats.ggml_types import BY_NAME
 from formats.gguf import read_gguf
 
 
@@ -27,7 +28,7 @@ def refuse(tmp_path: Path):
     def _refuse(content: File | bytes, code: str | None = None, **options: bool) -> FormatError:
         path = tmp_path / "hostile.gguf"
         path.write_bytes(bytes(content))
-        return refused(path, code, **options)
+        return refused(path, code, read_gguf, **options)
 
     return _refuse
 
@@ -129,7 +130,7 @@ def test_llama_cpp_accepts(tmp_path, kind):
     path.write_bytes(bytes(content))
     gguf = read_gguf(path, metadata_only=not has_data)
     assert len(gguf.metadata) == len(content.pairs)
-    assert [(t.name, t.shape[::-1], t.type.id, t.nbytes) for t in gguf.tensors.values()] == [
+    assert [(t.name, t.shape[::-1], BY_NAME[t.type.name].id, t.nbytes) for t in gguf.tensors.values()] == [
         (t.name, tuple(t.dims), t.type, t.nbytes) for t in content.tensors
     ]
     offsets = content.offsets()

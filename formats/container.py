@@ -1,0 +1,171 @@
+"""A container as such: what a file of tensors holds, whatever its format, before anyone asks for a model in it.
+
+    container = open_container("model.gguf")      # GGUF or APR, by the first bytes of the file
+    container.metadata["general.name"]            # the keys and the tensor names are the file's own
+    container.tensors["token_embd.weight"]        # type, shape [rows, columns], offset, nbytes
+    container.raw("token_embd.weight")            # u8 [nbytes], a view of the mapped file
+
+``formats.model_file.open_model`` goes on from here to a model; converting, comparing and validating files stay here.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from formats.cursor import CHANGED, opened, shown
+from formats.durable import Progress, quiet
+from formats.errors import FormatError, InputError
+
+
+class StorageType(Protocol):
+    """How numbers are stored: ``block_elements`` of them together in ``block_bytes`` bytes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def block_elements(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies and what it is."""
+
+    name: str
+    """As the file has it."""
+    type: StorageType
+    shape: tuple[int, ...]
+    """Row-major, as NumPy has it: a matrix is [out, in]."""
+    offset: int
+    """Absolute byte offset in the file."""
+    nbytes: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows along the last axis; a vector is one."""
+        return prod(self.shape[:-1])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Container:
+    """An open file of tensors: metadata in memory, tensor data mapped. Each format has a subclass."""
+
+    path: Path
+    format: str
+    """``"gguf"`` or ``"apr"``."""
+    metadata: Mapping[str, Any]
+    """By the file's own keys; str, bool, int, float, lists and dicts of them, and arrays of numbers."""
+    tensors: dict[str, TensorInfo]
+    """By name, in the order in which the file lists them."""
+    size: int
+    """Bytes of the whole file."""
+    warnings: tuple[str, ...] = ()
+    """What strict mode would have rejected, one line each."""
+    map: mmap.mmap | None = field(default=None, repr=False)
+
+    def raw(self, name: str) -> np.ndarray:
+        """A tensor's stored bytes: u8 [nbytes], a read-only view of the map, no copy.
+
+        Raises FormatError: missing-tensor, no-data, file-changed. Reading the map of a file cut short ends
+        the process with SIGBUS, so its size is asked again here; a file cut later still does that.
+        """
+        where = f"tensor {shown(name)}"
+        if name not in self.tensors:
+            raise FormatError("missing-tensor", "the file does not have this tensor", path=self.path,
+                              field=where, remedy="Fetch a file of the model that has it.")  # fmt: skip
+        if self.map is None:
+            raise FormatError("no-data", "only the metadata was read", path=self.path, field=where,
+                              remedy="Open the file without metadata_only.")  # fmt: skip
+        if self.map.size() < self.size:
+            raise FormatError("file-changed", "the file became shorter after it was opened", path=self.path,
+                              field=where, remedy=CHANGED)  # fmt: skip
+        info = self.tensors[name]
+        return np.frombuffer(self.map, np.uint8)[info.offset : info.offset + info.nbytes]
+
+    def row_type(self, name: str) -> StorageType:
+        """The type of what :meth:`rows` gives: the stored one, unless only this format has it."""
+        return self.tensors[name].type
+
+    def rows(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of a tensor, u8 [n_rows, row_bytes] read-only, in blocks of :meth:`row_type`; errors as :meth:`raw`.
+
+        A row is a run along the last axis. It may decode to more elements than the shape says: padding, to be cut.
+        """
+        info = self.tensors[name]
+        return self.raw(name).reshape(info.n_rows, info.nbytes // max(info.n_rows, 1))[rows]
+
+    def verify(self, progress: Progress = quiet) -> bool:
+        """Check the data against the file's own checksum, reading all of it; False if the format has none.
+
+        Raises FormatError bad-checksum.
+        """
+        return False
+
+    def release(self) -> None:
+        """Let go of the pages of the file that were read: memory is given back, and read again when needed."""
+        if self.map is not None:
+            self.map.madvise(mmap.MADV_DONTNEED)
+
+
+def open_container(path: str | Path, *, strict: bool = False) -> Container:
+    """Open a file of tensors, its format told by its first four bytes (never by its name).
+
+    ``strict`` rejects what is otherwise a warning; each reader says what. Raises FormatError: bad-magic for a file of
+    no known format, and the reader's own codes; no other exception, whatever the file holds.
+    """
+    from formats.apr import read_apr  # here, not above: the readers build on this module
+    from formats.gguf import read_gguf
+
+    path = Path(path)
+    with opened(path) as (fd, _):
+        magic = os.pread(fd, 4, 0)
+    if magic.startswith(b"APR"):
+        return read_apr(path, strict=strict)
+    return read_gguf(path, strict=strict)  # which says of anything else what it is not
+
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on its way into a file: what a writer must know of it, and its bytes on request."""
+
+    name: str
+    """As the file is to have it."""
+    type: StorageType
+    shape: tuple[int, ...]
+    """Row-major."""
+    read: Callable[[], np.ndarray] = field(repr=False)
+    """The stored bytes, u8 of any shape; asked for once, when it is this tensor's turn."""
+
+    def data(self, nbytes: int) -> memoryview:
+        """The stored bytes. Raises InputError unless they are ``nbytes``, as many as type and shape make."""
+        data = np.ascontiguousarray(self.read())
+        if data.nbytes != nbytes:
+            raise InputError(f"{list(self.shape)} in {self.type.name} takes {nbytes} bytes, not {data.nbytes}",
+                             where=f"tensor {shown(self.name)}", remedy="Its shape or its type is wrong")  # fmt: skip
+        return data.reshape(-1).view(np.uint8).data
+
+
+def stored(container: Container, name: str, renamed: str | None = None) -> Stored:
+    """A tensor of an open container as it is, for a writer."""
+    info = container.tensors[name]
+    return Stored(renamed or name, info.type, info.shape, lambda: container.raw(name))
+
+
+def demand_distinct(tensors: Iterable[Stored]) -> None:
+    """Raise InputError if two tensors have the same name."""
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            raise InputError("there are two tensors of this name", where=f"tensor {shown(tensor.name)}",
+                             remedy="Rename one of them")  # fmt: skip
+        seen.add(tensor.name)
