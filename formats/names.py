@@ -1,0 +1,53 @@
+"""Tensor names: Hugging Face's and GGUF's mapped to one spelling, and what a name says (role, layer).
+
+    model.layers.3.self_attn.q_proj.weight   ->   blk.3.attn_q.weight   ->   role "attn_q.weight", layer 3
+    model.embed_tokens.weight                ->   token_embd.weight     ->   role "token_embd.weight", no layer
+
+The common spelling is GGUF's. A name that neither side knows is its own: nothing is guessed. Sources: gguf-py's tensor
+mapping, transformers' Qwen2 model.
+"""
+
+from __future__ import annotations
+
+import re
+
+_WHOLE_MODEL = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_HF_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_GGUF_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+def canonical(name: str) -> str:
+    """The common spelling of a tensor's name; a name without one is returned as it is."""
+    if match := _HF_LAYER.fullmatch(name):
+        layer, role, kind = match.groups()
+        return f"blk.{layer}.{_LAYER[role]}.{kind}" if role in _LAYER else name
+    return _WHOLE_MODEL.get(name, name)
+
+
+def naming(names: list[str]) -> str:
+    """``"Hugging Face"`` if some name had to be mapped, ``"GGUF"`` if some already has the common form, else ``"own"``."""
+    if any(canonical(name) != name for name in names):
+        return "Hugging Face"
+    known = {"token_embd.weight", "output.weight", "output_norm.weight"}
+    return "GGUF" if any(name in known or _GGUF_LAYER.fullmatch(name) for name in names) else "own"
+
+
+def role_and_layer(name: str) -> tuple[str, int | None]:
+    """``("attn_q.weight", 3)`` of either spelling; the layer is None outside the layers."""
+    match = _GGUF_LAYER.fullmatch(canonical(name))
+    return (match[2], int(match[1])) if match and len(match[1]) < 10 else (canonical(name), None)
