@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from formats.cursor import CHANGED, opened, shown
-from formats.errors import FormatError
+from formats.durable import Progress, quiet
+from formats.errors import FormatError, InputError
 
 
 class StorageType(Protocol):
@@ -46,6 +48,11 @@ class TensorInfo:
     offset: int
     """Absolute byte offset in the file."""
     nbytes: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows along the last axis; a vector is one."""
+        return prod(self.shape[:-1])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,6 +91,25 @@ class Container:
         info = self.tensors[name]
         return np.frombuffer(self.map, np.uint8)[info.offset : info.offset + info.nbytes]
 
+    def row_type(self, name: str) -> StorageType:
+        """The type of what :meth:`rows` gives: the stored one, unless only this format has it."""
+        return self.tensors[name].type
+
+    def rows(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of a tensor, u8 [n_rows, row_bytes] read-only, in blocks of :meth:`row_type`; errors as :meth:`raw`.
+
+        A row is a run along the last axis. It may decode to more elements than the shape says: padding, to be cut.
+        """
+        info = self.tensors[name]
+        return self.raw(name).reshape(info.n_rows, info.nbytes // max(info.n_rows, 1))[rows]
+
+    def verify(self, progress: Progress = quiet) -> bool:
+        """Check the data against the file's own checksum, reading all of it; False if the format has none.
+
+        Raises FormatError bad-checksum.
+        """
+        return False
+
     def release(self) -> None:
         """Let go of the pages of the file that were read: memory is given back, and read again when needed."""
         if self.map is not None:
@@ -96,11 +122,50 @@ def open_container(path: str | Path, *, strict: bool = False) -> Container:
     ``strict`` rejects what is otherwise a warning; each reader says what. Raises FormatError: bad-magic for a file of
     no known format, and the reader's own codes; no other exception, whatever the file holds.
     """
-    from formats.gguf import read_gguf  # here, not above: the readers build on this module
+    from formats.apr import read_apr  # here, not above: the readers build on this module
+    from formats.gguf import read_gguf
 
-    readers = {b"GGUF": read_gguf}
     path = Path(path)
     with opened(path) as (fd, _):
         magic = os.pread(fd, 4, 0)
-    return readers.get(magic, read_gguf)(path, strict=strict)
+    if magic.startswith(b"APR"):
+        return read_apr(path, strict=strict)
+    return read_gguf(path, strict=strict)  # which says of anything else what it is not
 
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on its way into a file: what a writer must know of it, and its bytes on request."""
+
+    name: str
+    """As the file is to have it."""
+    type: StorageType
+    shape: tuple[int, ...]
+    """Row-major."""
+    read: Callable[[], np.ndarray] = field(repr=False)
+    """The stored bytes, u8 of any shape; asked for once, when it is this tensor's turn."""
+
+    def data(self, nbytes: int) -> memoryview:
+        """The stored bytes. Raises InputError unless they are ``nbytes``, as many as type and shape make."""
+        data = np.ascontiguousarray(self.read())
+        if data.nbytes != nbytes:
+            raise InputError(f"{list(self.shape)} in {self.type.name} takes {nbytes} bytes, but {data.nbytes} were given",
+                             where=f"tensor {shown(self.name)}", remedy="Its shape or its type is wrong")  # fmt: skip
+        return memoryview(data.reshape(-1).view(np.uint8))
+
+
+def stored(container: Container, name: str, renamed: str | None = None) -> Stored:
+    """A tensor of an open container as it is, for a writer."""
+    info = container.tensors[name]
+    return Stored(renamed or name, info.type, info.shape, lambda: container.raw(name))
+
+
+def demand_distinct(tensors: Iterable[Stored]) -> None:
+    """Raise InputError if two tensors have the same name."""
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            raise InputError("there are two tensors of this name", where=f"tensor {shown(tensor.name)}",
+                             remedy="Rename one of them")  # fmt: skip
+        seen.add(tensor.name)

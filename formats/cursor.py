@@ -101,6 +101,14 @@ class Cursor:
         return FormatError(code, detail, path=self.path, field=field, remedy=remedy,
                            offset=self.pos if offset is None else offset)
 
+    def seek(self, offset: int, field: str) -> None:
+        """Go to ``offset`` of the file. Codes: truncated, header-too-large."""
+        if offset > self.size:
+            raise self.fail("truncated", f"byte {offset} is asked for, the file ends at {self.size}", field)
+        if offset > MAX_HEADER:
+            raise self.fail("header-too-large", f"the header runs beyond {MAX_HEADER} bytes", field)
+        self._window, self._base, self._at = b"", offset, 0
+
     def take(self, n: int, field: str) -> bytes:
         """The next ``n`` bytes, copied. Codes: truncated, header-too-large, file-changed."""
         if self._at + n > len(self._window):

@@ -88,7 +88,7 @@ def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = F
         alignment = _alignment(metadata)
         infos = _read_infos(cursor, n_tensors, alignment)
         demand_unchanged(fd, before, path)
-        data_start = _padded(cursor.pos, alignment)
+        data_start = padded(cursor.pos, alignment)
         _check_overlap(cursor, infos, data_start)
         if not metadata_only:
             _check_extents(cursor, infos, data_start)
@@ -221,13 +221,13 @@ def _odd_layout(infos: list[TensorInfo], alignment: int) -> list[tuple[str, str]
         if info.offset != expected:
             return [("not-contiguous", f"tensor[{i}] {shown(info.name)} is at {info.offset} of the data "
                      f"section, not at {expected}, where the one declared before it ends")]
-        expected += _padded(info.nbytes, alignment)
+        expected += padded(info.nbytes, alignment)
     return []
 
 
 def _odd_end(infos: list[TensorInfo], alignment: int, data_start: int, size: int) -> list[tuple[str, str]]:
     """Whether the file ends where the padding after its last tensor does."""
-    end = data_start + _padded(max((info.offset + info.nbytes for info in infos), default=0), alignment)
+    end = data_start + padded(max((info.offset + info.nbytes for info in infos), default=0), alignment)
     if size > end:
         return [("trailing-bytes", f"{size - end} bytes follow the last tensor")]
     if size < end:
@@ -251,6 +251,6 @@ def _mapped(cursor: Cursor, fd: int) -> mmap.mmap:
                           CHANGED) from error
 
 
-def _padded(n: int, alignment: int) -> int:
+def padded(n: int, alignment: int) -> int:
     """``n`` rounded up to a multiple of ``alignment``."""
     return -(-n // alignment) * alignment

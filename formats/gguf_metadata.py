@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
 from formats.cursor import MAX_HEADER, Cursor, shown
-from formats.errors import FormatError
+from formats.errors import FormatError, InputError
 
 MAX_KEY = 65535
 MAX_PAIRS = 1 << 16
@@ -34,6 +35,7 @@ NUMBERS = {
 }  # fmt: skip
 """Value type -> (name, NumPy dtype as stored)."""
 STRING, ARRAY = 8, 9
+DTYPES = dict(NUMBERS.values())
 
 INTEGERS = frozenset({"uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"})
 FLOATS = frozenset({"float32", "float64"})
@@ -52,12 +54,41 @@ REQUIRED = Required()
 class Value:
     """One value as stored: a scalar is an array of one item."""
 
-    offset: int
-    """Byte offset of the value in the file."""
     type: str
     """Type of the items."""
     is_array: bool
     items: list[bytes] | np.ndarray
+    offset: int = 0
+    """Byte offset of the value in the file it was read from."""
+
+
+def typed(kind: str, value: Any) -> Value:
+    """``typed("uint32", 24)``, ``typed("array of string", ["a", "b"])``: a value to be written, its type stated.
+
+    ``kind`` as :meth:`Metadata.type_of` gives it. Raises InputError if the value is not of that type or does not fit.
+    """
+    name = kind.removeprefix("array of ")
+    is_array = name != kind
+    items = list(value) if is_array else [value]
+    complaint = InputError(f"{shown(str(value))} is no {kind}", where="GGUF metadata", remedy="Give another type")
+    if name == "string":
+        if not all(isinstance(item, str) for item in items):
+            raise complaint
+        try:
+            return Value(name, is_array, [item.encode() for item in items])
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise complaint from error
+    if name not in DTYPES or not all(isinstance(item, bool | np.bool_) is (name == "bool") for item in items):
+        raise complaint
+    try:
+        array = np.array(items, np.bool_ if name == "bool" else None)
+        stored = array.astype(DTYPES[name])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise complaint from error
+    kinds = "iuf" if name in FLOATS else "iub"
+    if array.size and (array.dtype.kind not in kinds or (name not in FLOATS and (stored != array).any())):
+        raise complaint
+    return Value(name, is_array, stored)
 
 
 class Metadata(Mapping[str, Any]):
@@ -87,6 +118,11 @@ class Metadata(Mapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
+
+    @property
+    def stored(self) -> Mapping[str, Value]:
+        """Every value as the file has it, to be written again."""
+        return MappingProxyType(self._values)
 
     def type_of(self, key: str) -> str:
         """``"uint32"``, ``"string"``, ``"array of string"`` ..."""
@@ -173,10 +209,13 @@ def _read_value(cursor: Cursor, field: str) -> Value:
         raise cursor.fail("bad-value-type", f"value type {kind} does not exist", field, cursor.pos - 4)
     if kind == STRING:
         if not is_array:
-            return Value(cursor.pos, "string", False, [cursor.string(field)])
+            at = cursor.pos
+            return Value("string", False, [cursor.string(field)], at)
         n = cursor.count(field, MIN_STRING, MAX_STRINGS)
-        return Value(cursor.pos, "string", True, cursor.strings(n, field))
+        at = cursor.pos
+        return Value("string", True, cursor.strings(n, field), at)
     name, dtype = NUMBERS[kind]
     item_bytes = np.dtype(dtype).itemsize
     n = cursor.count(field, item_bytes, MAX_HEADER) if is_array else 1
-    return Value(cursor.pos, name, is_array, np.frombuffer(cursor.take(n * item_bytes, field), dtype))
+    at = cursor.pos
+    return Value(name, is_array, np.frombuffer(cursor.take(n * item_bytes, field), dtype), at)
