@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from formats.apr import Apr
 from formats.container import Container
 from formats.gguf import GGUF
+from formats.layout_apr import apr_fields, apr_footer, apr_marks
 from formats.layout_gguf import gguf_fields, gguf_marks
 from formats.layout_tensor import tensor_fields
 from formats.span import Span
@@ -64,6 +66,8 @@ def _marks(container: Container) -> tuple[list[tuple[str, int, int]], list[tuple
     """Sections before and after the tensor data."""
     if isinstance(container, GGUF):
         return gguf_marks(container), []
+    if isinstance(container, Apr):
+        return apr_marks(container)
     first = min((info.offset for info in container.tensors.values()), default=container.size)
     return [("header", 0, first)], []
 
@@ -82,10 +86,12 @@ def spans(container: Container, start: int, stop: int) -> Iterator[Span]:
 
 
 def _fields(container: Container, start: int, stop: int) -> Iterator[Span]:
-    walkers: dict[type, Callable[[Container, int, int], Iterator[Span]]] = {GGUF: gguf_fields}
+    walkers: dict[type, Callable[[Container, int, int], Iterator[Span]]] = {GGUF: gguf_fields, Apr: apr_fields}
     if type(container) in walkers:
         yield from walkers[type(container)](container, start, stop)
     infos = sorted(container.tensors.values(), key=lambda info: info.offset)
     for info in infos:
         if info.nbytes and info.offset < stop and start < info.offset + info.nbytes:
             yield from tensor_fields(container, info.name, start, stop)
+    if isinstance(container, Apr):
+        yield from apr_footer(container, start, stop)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from formats.container import Container
 from formats.errors import FormatError
-from formats.gguf_metadata import ARRAY, NUMBERS, STRING
 from formats.ggml_types import BY_ID
+from formats.gguf_metadata import ARRAY, NUMBERS, STRING
 from formats.span import Span
 
 HEADER_BYTES = 24
@@ -98,7 +97,7 @@ def _items(walk: _Walk, kind: int, count: int, name: str) -> Iterator[Span]:
         return
     dtype = np.dtype(NUMBERS[kind][1])
     items = np.frombuffer(walk.data, dtype, count, walk.at)
-    said = ", ".join(str(item) for item in islice(items.tolist(), SHOWN_ITEMS)) + (" ..." if count > SHOWN_ITEMS else "")
+    said = ", ".join(map(str, items[:SHOWN_ITEMS].tolist())) + (" ..." if count > SHOWN_ITEMS else "")
     yield from walk.field(count * dtype.itemsize, name, said)
 
 

@@ -40,7 +40,7 @@ class Block:
 def tensor_fields(container: Container, name: str, start: int, stop: int) -> Iterator[Span]:
     """The fields of a tensor's data that overlap bytes ``start:stop`` of the file."""
     info = container.tensors[name]
-    if not readable(info):
+    if not readable(container, name) or container.row_type(name) != info.type:
         yield Span(info.offset, info.nbytes, "data", info.type.name, name)
     elif info.type.name in FIELDS:
         yield from _block_fields(container, info, start, stop)
@@ -85,7 +85,7 @@ def _plain_fields(container: Container, info: TensorInfo, start: int, stop: int)
 def block_at(container: Container, name: str, index: int) -> Block | None:
     """Block ``index`` of a tensor taken apart; None if its type has no blocks or cannot be decoded."""
     info = container.tensors[name]
-    if info.type.name not in FIELDS or not readable(info):
+    if info.type.name not in FIELDS:
         return None
     size, elements = info.type.block_bytes, info.type.block_elements
     raw = container.raw(name)[index * size : (index + 1) * size]

@@ -6,7 +6,6 @@ lot is cut into pieces. Rows may be padded to whole blocks (APR does that): what
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -30,39 +29,37 @@ class Lot(NamedTuple):
 
 def matrix_shape(info: TensorInfo) -> tuple[int, int]:
     """(n_rows, n_columns); a vector is one row, a number is one of one."""
-    return math.prod(info.shape[:-1]), (info.shape[-1] if info.shape else 1)
+    return info.n_rows, (info.shape[-1] if info.shape else 1)
 
 
-def readable(info: TensorInfo) -> bool:
-    """Whether the tensor can be decoded row by row."""
-    n_rows, n_columns = matrix_shape(info)
-    if info.type.name not in blocks.DECODABLE or n_rows * n_columns == 0:
-        return info.type.name in blocks.DECODABLE
-    per_row, rest = divmod(info.nbytes, n_rows)
-    whole = per_row % info.type.block_bytes == 0
-    return not rest and whole and per_row // info.type.block_bytes * info.type.block_elements >= n_columns
-
-
-def raw_rows(container: Container, name: str) -> np.ndarray:
-    """The stored bytes, u8 [n_rows, row_bytes], read-only. The tensor must be `readable` and not empty."""
-    return container.raw(name).reshape(matrix_shape(container.tensors[name])[0], -1)
+def readable(container: Container, name: str) -> bool:
+    """Whether the tensor can be decoded."""
+    return container.row_type(name).name in blocks.DECODABLE
 
 
 def lots(container: Container, name: str, elements: int = LOT) -> Iterator[Lot]:
     """All of a `readable` tensor in order, about ``elements`` at a time; NaN and infinities as they are."""
-    info = container.tensors[name]
-    n_rows, n_columns = matrix_shape(info)
+    n_rows, n_columns = matrix_shape(container.tensors[name])
     if n_rows * n_columns == 0:
         return
-    raw, kind = raw_rows(container, name), info.type
-    rows_a_lot = max(1, elements // n_columns)
-    blocks_a_lot = max(1, elements // kind.block_elements)  # used for long rows: then rows_a_lot is 1
-    n_blocks = raw.shape[1] // kind.block_bytes
-    for row in range(0, n_rows, rows_a_lot):
-        rows = slice(row, min(row + rows_a_lot, n_rows))
-        for block in range(0, n_blocks, max(blocks_a_lot, n_blocks if rows_a_lot > 1 else 1)):
-            stop = n_blocks if rows_a_lot > 1 else min(block + blocks_a_lot, n_blocks)
-            columns = slice(block * kind.block_elements, min(stop * kind.block_elements, n_columns))
-            piece = raw[rows, block * kind.block_bytes : stop * kind.block_bytes]
-            values = blocks.dequantize(kind.name, piece)[:, : columns.stop - columns.start]
-            yield Lot(rows, columns, values)
+    if n_columns > elements:
+        yield from _pieces(container, name, elements)
+        return
+    kind, step = container.row_type(name), elements // n_columns
+    for start in range(0, n_rows, step):
+        rows = slice(start, min(start + step, n_rows))
+        values = blocks.dequantize(kind.name, container.rows(name, rows))[:, :n_columns]
+        yield Lot(rows, slice(0, n_columns), values)
+
+
+def _pieces(container: Container, name: str, elements: int) -> Iterator[Lot]:
+    """The same where a row is longer than a lot."""
+    (n_rows, n_columns), kind = matrix_shape(container.tensors[name]), container.row_type(name)
+    n_blocks = max(1, elements // kind.block_elements)
+    step, width = n_blocks * kind.block_bytes, n_blocks * kind.block_elements
+    for row in range(n_rows):
+        raw = container.rows(name, slice(row, row + 1))
+        for i in range(-(-n_columns // width)):
+            columns = slice(i * width, min((i + 1) * width, n_columns))
+            values = blocks.dequantize(kind.name, raw[:, i * step : (i + 1) * step])
+            yield Lot(slice(row, row + 1), columns, values[:, : columns.stop - columns.start])

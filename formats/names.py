@@ -10,6 +10,10 @@ mapping, transformers' Qwen2 model.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
+
+from formats.container import TensorInfo
 
 _WHOLE_MODEL = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -39,8 +43,14 @@ def canonical(name: str) -> str:
     return _WHOLE_MODEL.get(name, name)
 
 
+def common_names(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Tensors by common name, in the file's order. Two that would share one keep the names they have."""
+    counts = Counter(map(canonical, tensors))
+    return {canonical(name) if counts[canonical(name)] == 1 else name: info for name, info in tensors.items()}
+
+
 def naming(names: list[str]) -> str:
-    """``"Hugging Face"`` if some name had to be mapped, ``"GGUF"`` if some already has the common form, else ``"own"``."""
+    """``"Hugging Face"`` if a name had to be mapped, ``"GGUF"`` if one has the common form, else ``"own"``."""
     if any(canonical(name) != name for name in names):
         return "Hugging Face"
     known = {"token_embd.weight", "output.weight", "output_norm.weight"}

@@ -68,8 +68,8 @@ def stats_of(container: Container, name: str, tick: Tick = no_tick) -> TensorSta
     info = container.tensors[name]
     raw, digest = container.raw(name), hashlib.sha256()
     for start in range(0, raw.size, HASHED_AT_ONCE):
-        digest.update(raw[start : start + HASHED_AT_ONCE])
-    if not readable(info):
+        digest.update(raw[start : start + HASHED_AT_ONCE].data)
+    if not readable(container, name):
         tick(info.nbytes)
         return TensorStats(digest.hexdigest(), None)
     n_rows, n_columns = matrix_shape(info)
@@ -130,7 +130,7 @@ class _Sums:
 
 def all_stats(container: Container, names: Iterable[str] | None = None, *, progress: Progress = quiet,
               threads: int = 2) -> dict[str, TensorStats]:  # fmt: skip
-    """Statistics of ``names`` (None: of all tensors), in that order. Memory: some lots a thread, whatever the file's size."""
+    """Statistics of ``names`` (None: of all tensors), in that order; memory does not grow with the file."""
     names = container.tensors if names is None else names
     nbytes = {name: container.tensors[name].nbytes for name in names}
     return each(lambda name, tick: stats_of(container, name, tick), nbytes, files=[container], progress=progress,

@@ -14,6 +14,7 @@ from assay.engines import BUILTIN_NAME, find, load
 from assay.progress import bar
 from assay.pull import say
 from formats import AssayError, open_model
+from formats.container import Container, open_container
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (fetched on first use), builtin.")
@@ -63,6 +64,17 @@ def open_file(model: str) -> Any:
     for warning in file.warnings:
         say(f"warning: {warning}")
     return file
+
+
+def open_any(model: str) -> Container:
+    """Find and open a file of tensors of any format, whether or not it is a model that can be run."""
+    with bar() as progress:
+        return open_container(find(model, progress=progress))
+
+
+def container_of(container: Container) -> dict[str, Any]:
+    """The ``model`` object in the JSON of commands that look inside any file."""
+    return {"path": str(container.path), "format": container.format, "bytes": container.size}
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

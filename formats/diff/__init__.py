@@ -19,7 +19,7 @@ from formats.diff.measure import Measures, difference, identical, measure
 from formats.diff.metadata import Change, changes
 from formats.durable import Progress, quiet
 from formats.lots import readable
-from formats.names import canonical
+from formats.names import common_names
 from formats.two_threads import Tick, each
 
 __all__ = ["Change", "Diagnosis", "Measures", "Pair", "Report", "compare"]
@@ -73,8 +73,7 @@ class Report:
 
 def compare(a: Container, b: Container, *, progress: Progress = quiet) -> Report:
     """Compare two files; tensors are read in lots, so memory does not grow with them."""
-    ours = {canonical(name): info for name, info in a.tensors.items()}
-    theirs = {canonical(name): info for name, info in b.tensors.items()}
+    ours, theirs = common_names(a.tensors), common_names(b.tensors)
     common = [name for name in ours if name in theirs]
     nbytes = {name: ours[name].nbytes + theirs[name].nbytes for name in common}
 
@@ -103,7 +102,7 @@ def _pair(name: str, a: Container, ours: TensorInfo, b: Container, theirs: Tenso
         "offset_a": ours.offset + at, "offset_b": theirs.offset + at, "byte": at, "block": at // ours.type.block_bytes
     }  # fmt: skip
     measures = None
-    if readable(ours) and readable(theirs) and ours.shape == theirs.shape:
+    if readable(a, ours.name) and readable(b, theirs.name) and ours.shape == theirs.shape:
         measures = measure(a, ours, b, theirs, tick)
     else:
         tick(ours.nbytes + theirs.nbytes)

@@ -22,7 +22,6 @@ from formats.names import canonical, naming
 TOLERANCES = {"F32": 1e-6, "F16": 1e-3, "BF16": 8e-3, "Q8_0": 2e-2, "Q3_K": 0.25, "Q2_K": 0.4}
 ANY_QUANTISED = 0.15
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 160, 192, 256)
-MATRIX_ONLY = 2
 
 
 class Diagnosis(NamedTuple):
@@ -47,14 +46,16 @@ def diagnoses(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo, 
     yield from found or _of_order(a, ours, b, theirs)
 
 
-def _of_shapes(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo, same_bytes: bool) -> Iterator[Diagnosis]:
+def _of_shapes(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo,
+               same_bytes: bool) -> Iterator[Diagnosis]:  # fmt: skip
     turned = ours.shape == theirs.shape[::-1]
     if same_bytes:
         what = "the dims are reversed" if turned else "the dims are others"
         yield Diagnosis("shape-only", f"same bytes, but {what}: {list(ours.shape)} in A, {list(theirs.shape)} in B")
-    elif turned and readable(ours) and readable(theirs):
-        if np.array_equal(prints_of(a, ours).rows, prints_of(b, theirs).columns):
-            yield Diagnosis("transposed", f"same values, transposed: B[j, i] = A[i, j], {list(ours.shape)} in A")
+        return
+    comparable = turned and readable(a, ours.name) and readable(b, theirs.name)
+    if comparable and np.array_equal(prints_of(a, ours).rows, prints_of(b, theirs).columns):
+        yield Diagnosis("transposed", f"same values, transposed: B[j, i] = A[i, j], {list(ours.shape)} in A")
 
 
 def _of_values(ours: TensorInfo, theirs: TensorInfo, m: Measures) -> Iterator[Diagnosis]:
@@ -75,7 +76,8 @@ def _of_values(ours: TensorInfo, theirs: TensorInfo, m: Measures) -> Iterator[Di
         yield Diagnosis("shifted", f"a constant added: B = A + {mean:.6g}, the rest {spread / rms:.1e}")
     elif m.relative_rms <= tolerance:
         if ours.type.name == theirs.type.name:
-            yield Diagnosis("rounded", f"same numbers rounded differently into {ours.type.name}, {m.relative_rms:.1e} apart")
+            yield Diagnosis("rounded", f"same numbers rounded differently into {ours.type.name}, "
+                            f"{m.relative_rms:.1e} apart")  # fmt: skip
         else:
             yield Diagnosis("other-type", f"same numbers rounded into another type: {ours.type.name} in A, "
                             f"{theirs.type.name} in B, {m.relative_rms:.1e} apart")  # fmt: skip
@@ -133,7 +135,8 @@ def of_missing(container: Container, only: Sequence[TensorInfo], here: str, ther
     found = []
     biases = [info.name for info in only if info.name.endswith(".bias")]
     if biases:
-        found.append(Diagnosis("biases-lost", f"biases lost: {len(biases)} that {here} has are not in {there}, as {biases[0]}"))
+        found.append(Diagnosis("biases-lost", f"biases lost: {there} lacks {len(biases)} that {here} has, "
+                               f"as {biases[0]}"))  # fmt: skip
     outputs = [info for info in only if canonical(info.name) == "output.weight"]
     embeddings = [info for name, info in container.tensors.items() if canonical(name) == "token_embd.weight"]
     for output in outputs:
@@ -148,7 +151,8 @@ def of_missing(container: Container, only: Sequence[TensorInfo], here: str, ther
 def of_pairs(a: Container, b: Container, differing: Sequence[tuple[str, TensorInfo, TensorInfo]],
              explained: set[str]) -> list[Diagnosis]:  # fmt: skip
     """Tensors whose values are in the other file under another name: swapped, or layers shifted."""
-    open_cases = [case for case in differing if case[0] not in explained and readable(case[1]) and readable(case[2])]
+    open_cases = [case for case in differing if case[0] not in explained
+                  and readable(a, case[1].name) and readable(b, case[2].name)]  # fmt: skip
     where: dict[tuple[bytes, tuple[int, ...]], str] = {}
     for name, _, theirs in open_cases:
         where[prints_of(b, theirs).rows.tobytes(), theirs.shape] = name

@@ -88,11 +88,13 @@ def _both(a: Any, b: Any) -> tuple[str, str]:
         n = sum(not _equal(x, y) for x, y in zip(left, right, strict=False)) + abs(len(left) - len(right))
         pairs = enumerate(zip(left, right, strict=False))
         at = next((i for i, (x, y) in pairs if not _equal(x, y)), min(len(left), len(right)))
-        return tuple(f"{len(s)} items, {n} differ, [{at}] = {_short(s[at]) if at < len(s) else ABSENT}"
-                     for s in (left, right))  # fmt: skip
+        said = [_short(side[at]) if at < len(side) else ABSENT for side in (left, right)]
+        return (f"{len(left)} items, {n} differ, [{at}] = {said[0]}",
+                f"{len(right)} items, {n} differ, [{at}] = {said[1]}")  # fmt: skip
     if isinstance(a, str) and isinstance(b, str) and max(len(a), len(b)) > SHOWN:
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        return tuple(f"{len(s)} characters, from {at}: {_short(s[at:])}" for s in (a, b))
+        return (f"{len(a)} characters, from {at}: {_short(a[at:])}",
+                f"{len(b)} characters, from {at}: {_short(b[at:])}")  # fmt: skip
     return _short(a), _short(b)
 
 

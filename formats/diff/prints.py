@@ -39,7 +39,8 @@ def prints_of(container: Container, info: TensorInfo) -> Prints:
     for lot in lots(container, info.name):
         bits = (lot.values + np.float32(0)).view(np.uint32).astype(np.uint64)
         rows[lot.rows] += (bits * multipliers(lot.columns.start, lot.columns.stop)).sum(axis=1, dtype=np.uint64)
-        columns[lot.columns] += (bits * multipliers(lot.rows.start, lot.rows.stop)[:, None]).sum(axis=0, dtype=np.uint64)
+        by_row = multipliers(lot.rows.start, lot.rows.stop)[:, None]
+        columns[lot.columns] += (bits * by_row).sum(axis=0, dtype=np.uint64)
     return Prints(rows, columns)
 
 

@@ -1,4 +1,4 @@
-"""Is this file what it should be? Gates, each with a stable name, a verdict, what was measured, the limit and its reason.
+"""Is this file what it should be? Gates: each a stable name, a verdict, what was measured, the limit and its reason.
 
     report = validate(open_container("model.gguf"))
     report.verdict, report.exit_code              # "WARN", 0
@@ -20,7 +20,7 @@ from formats.errors import FormatError, ModelError
 from formats.gates import layers, model, structure, values, vocabulary
 from formats.gates.gate import FAIL, PASS, SKIPPED, WARN, Gate
 from formats.model_file import described
-from formats.names import canonical
+from formats.names import common_names
 from formats.stats import TensorStats, all_stats
 
 __all__ = ["FAIL", "PASS", "SKIPPED", "WARN", "Gate", "Report", "validate"]
@@ -60,14 +60,14 @@ def validate(container: Container, *, knows_template: Callable[[str], bool] | No
     ``knows_template`` tells whether a chat template is one that the oracle renders.
     """
     stats = all_stats(container, progress=progress)
-    common = {canonical(name): one for name, one in stats.items()}
-    infos = {canonical(name): info for name, info in container.tensors.items()}
+    infos = common_names(container.tensors)
+    common = {name: stats[info.name] for name, info in infos.items()}
     try:
         qwen2, refusal = described(container), ""
     except (ModelError, FormatError) as error:
         qwen2, refusal = None, error.what
     gates = [
-        *structure.gates(container),
+        *structure.gates(container, progress),
         *values.gates(common, infos),
         *layers.gates(common),
         *model.gates(container, qwen2, refusal),

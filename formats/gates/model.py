@@ -41,7 +41,7 @@ def gates(container: Container, qwen2: Qwen2 | None, refusal: str) -> Iterator[G
     yield judged("model.context-length", length, _LIMITS["model.context-length"],
                  "fewer is not enough for a chat prompt, more no Qwen2 was trained for",
                  warn=[] if CONTEXT[0] <= length <= CONTEXT[1] else [str(length)])  # fmt: skip
-    yield from _tensors(qwen2)
+    yield from _tensors(container, qwen2)
 
 
 def _theta(qwen2: Qwen2) -> Gate:
@@ -56,7 +56,7 @@ def _theta(qwen2: Qwen2) -> Gate:
                   fail=[] if genuine else low, warn=low if genuine else [])  # fmt: skip
 
 
-def _tensors(qwen2: Qwen2) -> Iterator[Gate]:
+def _tensors(container: Container, qwen2: Qwen2) -> Iterator[Gate]:
     expected = tensor_shapes(qwen2.config)
     missing = [name for name in expected if name not in qwen2.tensors]
     lost = sum(name.endswith(".bias") for name in missing)
@@ -67,6 +67,8 @@ def _tensors(qwen2: Qwen2) -> Iterator[Gate]:
                  "running without it would not be this model", fail=surplus)  # fmt: skip
     shapes = {name: info.shape for name, info in qwen2.tensors.items() if name in expected}
     wrong = [f"{n}: {list(shape)}, not {list(expected[n])}" for n, shape in shapes.items() if shape != expected[n]]
-    foreign = [f"{n}: {info.type.name}" for n, info in qwen2.tensors.items() if info.type.name not in blocks.DECODABLE]
+    types = {name: container.row_type(info.name).name for name, info in qwen2.tensors.items()}
+    foreign = [f"{name}: {kind}" for name, kind in types.items() if kind not in blocks.DECODABLE]
     yield judged("model.tensors.shapes", len(wrong) + len(foreign), _LIMITS["model.tensors.shapes"],
-                 "shapes follow from the hyper-parameters, types must be decodable", fail=[*wrong, *foreign])  # fmt: skip
+                 "shapes follow from the hyper-parameters, types must be decodable",
+                 fail=[*wrong, *foreign])  # fmt: skip
