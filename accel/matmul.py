@@ -28,6 +28,7 @@ from accel.dots import elements, group_dots, sheets
 from accel.layout import GROUP, LAYOUTS
 from accel.pack import Packed, Stack
 from accel.quantize import Quantized, quantize
+from formats.ggml_types import BY_NAME
 
 FEW_TOKENS = 16
 """Up to so many tokens are multiplied one by one: decoding the weights would cost more than it saves (16 tokens of the
@@ -69,7 +70,7 @@ def matmul_slices(x: jax.Array, packed: Packed, arith: str) -> jax.Array:
 
 
 def lookup(packed: Packed, ids: jax.Array) -> jax.Array:
-    """Rows ``ids`` [n_tokens] of a matrix packed in slices (the embedding): f32 [n_tokens, in_features]."""
+    """Rows ``ids`` [n_tokens] of a matrix packed in slices (the embedding), padding included: f32 [n_tokens, width]."""
     n_rows = packed.fields["raw"].shape[1] if "raw" in packed.fields else packed.words[0].shape[2]
     slot, row = ids // n_rows, ids % n_rows
     if "raw" in packed.fields:
@@ -89,11 +90,17 @@ def by_integers(x: jax.Array, packed: Packed, arith: str) -> bool:
 def round_activations(x: jax.Array, matrices: Sequence[Packed], arith: str) -> Activations:
     """x [n_tokens, in_features] in 8 bits, once for each way that the integer dots with ``matrices`` want."""
     kinds = {LAYOUTS[packed.type].activation for packed in matrices if by_integers(x, packed, arith)}
-    return {kind: quantize(x, kind) for kind in sorted(kinds)}
+    return {kind: quantize(widened(x, 256 if kind == "Q8_K" else GROUP), kind) for kind in sorted(kinds)}
+
+
+def widened(x: jax.Array, multiple: int) -> jax.Array:
+    """x [n_tokens, n] with zeros up to a multiple of ``multiple``: for rows of weights that end in padding."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple)))
 
 
 def product(x: jax.Array, rounded: Activations, packed: Packed, slot: jax.Array, arith: str) -> jax.Array:
     """W·x[t] for the matrix in ``slot``: [n_tokens, in_features] -> f32 [n_tokens, out_features]."""
+    x = widened(x, BY_NAME[packed.type].block_elements)
     if "raw" in packed.fields:
         w = dequantize(packed.type, packed.fields["raw"][slot])
         return lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)

@@ -199,7 +199,7 @@ def pack_slices(planned: Packed, tensor: Tensor, release: Release) -> Packed:
 
 def row_bytes(tensor: Tensor) -> int:
     """Bytes of a row of blocks."""
-    return tensor.raw().shape[1]
+    return tensor.row_bytes
 
 
 def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndarray:
@@ -209,7 +209,7 @@ def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndar
     """
     for tensor in tensors:
         tensor.check_finite(rows)
-    return np.concatenate([tensor.raw()[rows] for tensor in tensors]) if len(tensors) > 1 else tensors[0].raw()[rows]
+    return np.concatenate([tensor.raw(rows) for tensor in tensors]) if len(tensors) > 1 else tensors[0].raw(rows)
 
 
 def shapes(type_name: str, n_slots: int, n_rows: int, row_bytes: int) -> Packed:

@@ -79,7 +79,7 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
         x = tap("ffn_residual", layer, x + tap("ffn_out", layer, *linear(gated, "ffn_down")))
         return (x, k_cache, v_cache), None
 
-    x = tap("embedding", -1, lookup(params.embedding, ids.reshape(-1)))
+    x = tap("embedding", -1, lookup(params.embedding, ids.reshape(-1))[:, : config.hidden_size])
     (x, k_cache, v_cache), _ = lax.scan(layer_step, (x, k_cache, v_cache), jnp.arange(config.n_layers))
     return tap("final_norm", -1, rms_norm(x, params.final_gain, eps)), k_cache, v_cache
 

@@ -232,5 +232,5 @@ def words(file: ModelFile, n: int, which: int = 0) -> list[int]:
 
 def bytes_per_token(file: ModelFile) -> int:
     """Bytes of weights that one decoded token must read: all, but of an untied embedding only a row."""
-    skipped = 0 if file.config.tied else file.tensors["token_embd.weight"].raw().nbytes
-    return sum(t.raw().nbytes for t in file.tensors.values()) - skipped
+    skipped = 0 if file.config.tied else file.tensors["token_embd.weight"].nbytes
+    return sum(t.nbytes for t in file.tensors.values()) - skipped

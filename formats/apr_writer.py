@@ -30,7 +30,7 @@ def write_apr(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[S
               force: bool = False, progress: Progress = quiet) -> None:  # fmt: skip
     """Write an APR v2 file; ``flags`` beside the one for row-major; ``progress`` counts bytes of tensors.
 
-    ``metadata`` holds what JSON can (str, bool, int, float, None, lists and dicts of them) and NumPy's numbers and arrays.
+    ``metadata`` holds what JSON can (str, bool, int, float, None, lists and dicts of them), and NumPy's arrays.
 
     Raises InputError if the format cannot hold what is given (a type that it has no code for, a name too long or
     twice, more than 8 axes, metadata that is no JSON or above 16 MiB), if a tensor's bytes are not as many as its

@@ -150,9 +150,9 @@ class Stored:
         """The stored bytes. Raises InputError unless they are ``nbytes``, as many as type and shape make."""
         data = np.ascontiguousarray(self.read())
         if data.nbytes != nbytes:
-            raise InputError(f"{list(self.shape)} in {self.type.name} takes {nbytes} bytes, but {data.nbytes} were given",
+            raise InputError(f"{list(self.shape)} in {self.type.name} takes {nbytes} bytes, not {data.nbytes}",
                              where=f"tensor {shown(self.name)}", remedy="Its shape or its type is wrong")  # fmt: skip
-        return memoryview(data.reshape(-1).view(np.uint8))
+        return data.reshape(-1).view(np.uint8).data
 
 
 def stored(container: Container, name: str, renamed: str | None = None) -> Stored:

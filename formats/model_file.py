@@ -11,16 +11,17 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from formats import blocks
+from formats import apr_qwen2, blocks, gguf_qwen2
 from formats.anatomy import Config, tensor_shapes
+from formats.apr import Apr
 from formats.container import Container, StorageType, TensorInfo, open_container
 from formats.errors import FormatError, InputError, ModelError
 from formats.gguf import GGUF
-from formats.gguf_qwen2 import qwen2_of
 from formats.qwen2 import ARCHITECTURE, Qwen2
 from formats.vocabulary import Vocabulary
 
@@ -31,33 +32,49 @@ NAMED_AT_MOST = 4  # culprits listed in one error line
 class Tensor:
     """A named array that is still in its storage format.
 
-    ``raw()`` gives uint8 [n_rows, row_bytes]: the blocks of each row side by side, as the file holds them.
+    ``raw(rows)`` gives uint8 [n_rows, row_bytes]: the blocks of each row side by side, as the file holds them. A row
+    may end in padding, where a file fills up its last block: ``row_elements`` counts it, ``rows`` leaves it out.
     """
 
     name: str
     type: StorageType
+    """Of what ``raw`` gives."""
     shape: tuple[int, ...]
     path: Path
-    read: Callable[[], np.ndarray] = field(repr=False)
+    read: Callable[[slice], np.ndarray] = field(repr=False)
+    nbytes: int = 0
+    """Bytes in the file."""
+    stored: str = ""
+    """Name of the type in the file, where only that format has it and ``raw`` gives another."""
 
     @property
     def n_rows(self) -> int:
-        """Rows along the first axis; a vector counts as one row."""
-        return self.shape[0] if len(self.shape) > 1 else 1
+        """Rows along the last axis; a vector counts as one."""
+        return prod(self.shape[:-1])
 
-    def raw(self) -> np.ndarray:
+    @property
+    def row_elements(self) -> int:
+        """Elements that the blocks of a row hold: shape[-1], or more."""
+        row, block = self.shape[-1] if self.shape else 1, self.type.block_elements
+        return -(-row // block) * block
+
+    @property
+    def row_bytes(self) -> int:
+        return self.row_elements // self.type.block_elements * self.type.block_bytes
+
+    def raw(self, rows: slice = slice(None)) -> np.ndarray:
         """The bytes, uint8 [n_rows, row_bytes], read-only."""
-        return self.read().reshape(self.n_rows, -1)
+        return self.read(rows)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start:stop`` decoded to f32 [stop - start, row length].
+        """Rows ``start:stop`` decoded to f32 [stop - start, shape[-1]].
 
         Raises FormatError if a block scale (or an unquantised value) is NaN or infinite: one bad scale turns
         every activation after it into NaN, and an argmax over NaN into token 0.
         """
-        raw = self.raw()[start:stop]
+        raw = self.raw(slice(start, stop))
         self._require_finite(raw)
-        return blocks.dequantize(self.type.name, raw)
+        return blocks.dequantize(self.type.name, raw)[:, : self.shape[-1] if self.shape else 1]
 
     def decode(self) -> np.ndarray:
         """The whole tensor, f32, in its own shape."""
@@ -65,7 +82,7 @@ class Tensor:
 
     def check_finite(self, rows: slice = slice(None)) -> None:
         """Raise FormatError if a scale in ``rows`` is NaN or infinite (the method ``rows`` does so by itself)."""
-        self._require_finite(self.raw()[rows])
+        self._require_finite(self.raw(rows))
 
     def _require_finite(self, raw: np.ndarray) -> None:
         if not blocks.finite(self.type.name, raw):
@@ -122,18 +139,23 @@ class ModelFile:
         """Number of tensors of each storage type, e.g. ``{"Q4_K": 168, "F32": 141}``."""
         counts: dict[str, int] = {}
         for tensor in self.tensors.values():
-            counts[tensor.type.name] = counts.get(tensor.type.name, 0) + 1
+            name = tensor.stored or tensor.type.name
+            counts[name] = counts.get(name, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def open_model(path: str | Path) -> ModelFile:
-    """Open a model file (GGUF v2 or v3, Qwen2 architecture) and check what it promises.
+    """Open a model file (GGUF v2 or v3, or APR v2; Qwen2 architecture) and check what it promises.
 
     Raises FormatError if the bytes are not a well-formed container, ModelError if they are but do not hold a
     model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
     or wrongly shaped tensors, a vocabulary that does not fit.
     """
-    container = open_container(path)
+    return model_in(open_container(path))
+
+
+def model_in(container: Container) -> ModelFile:
+    """The model in a container that is open already; raises as :func:`open_model`."""
     model = described(container)
     tensors = {name: tensor_of(container, info, name) for name, info in model.tensors.items()}
     check_tensors(tensors, model.config, where=str(container.path))
@@ -149,21 +171,25 @@ def open_model(path: str | Path) -> ModelFile:
         metadata=container.metadata,
         size=container.size,
         release=container.release,
-        warnings=container.warnings,
+        warnings=(*container.warnings, *model.warnings),
     )
 
 
 def described(container: Container) -> Qwen2:
     """What the container says about its Qwen2 model; one branch for each format that can hold one."""
     if isinstance(container, GGUF):
-        return qwen2_of(container)
+        return gguf_qwen2.qwen2_of(container)
+    if isinstance(container, Apr):
+        return apr_qwen2.qwen2_of(container)
     raise ModelError(f"a file of format {container.format!r} holds no model", where=str(container.path),
                      remedy="Convert it to a format that does")  # fmt: skip
 
 
 def tensor_of(container: Container, info: TensorInfo, name: str | None = None) -> Tensor:
     """A tensor of any container, to be decoded by rows; called ``name`` if it is not to keep the file's."""
-    return Tensor(name or info.name, info.type, info.shape, container.path, lambda: container.raw(info.name))
+    kind = container.row_type(info.name)
+    return Tensor(name or info.name, kind, info.shape, container.path, lambda rows: container.rows(info.name, rows),
+                  nbytes=info.nbytes, stored="" if kind is info.type else info.type.name)  # fmt: skip
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: Config, *, where: str) -> None:

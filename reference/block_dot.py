@@ -100,7 +100,7 @@ def block_dot(x: Activations | np.ndarray, tensor: Tensor, rows: slice) -> np.nd
     """W[rows]·x for activations from :func:`quantize_activations`: f32 [n_tokens, n_rows]."""
     if isinstance(x, np.ndarray):
         return x @ tensor.rows(rows.start, rows.stop).T
-    w = blocks.unpack(tensor.type.name, tensor.raw()[rows])
+    w = blocks.unpack(tensor.type.name, tensor.raw(rows))
     n_groups = w.scale.shape[-1]
 
     def by_group(q: np.ndarray) -> np.ndarray:  # -> [n_blocks, n_groups, n, group]

@@ -21,7 +21,8 @@ def linear(x: np.ndarray, weights: Weights, name: str, arith: Arithmetic) -> np.
     tensor = weights.tensor(name)
     y = np.empty((len(x), tensor.n_rows), arith.dtype)
     if arith.block_dots:
-        quantized = quantize_activations(x, tensor.type.name)
+        padding = tensor.row_elements - x.shape[1]  # rows may end in padding, which zeros leave without effect
+        quantized = quantize_activations(np.pad(x, ((0, 0), (0, padding))), tensor.type.name)
         for rows in row_slices(tensor.shape):
             y[:, rows] = block_dot(quantized, tensor, rows)
     else:

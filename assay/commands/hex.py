@@ -24,7 +24,9 @@ STYLES = ("cyan", "green", "magenta", "yellow")
 
 def command(
     model: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")] = options.DEFAULT_MODEL,
-    tensor: Annotated[str | None, typer.Option(help="Dump this tensor's data; --offset then counts from its start.")] = None,
+    tensor: Annotated[
+        str | None, typer.Option(help="Dump this tensor's data; --offset then counts from its start.")
+    ] = None,
     block: Annotated[int | None, typer.Option(min=0, help="With --tensor: the block to take apart.")] = None,
     offset: Annotated[int, typer.Option(min=0, help="First byte.")] = 0,
     length: Annotated[
@@ -42,7 +44,8 @@ def command(
     if as_json:
         typer.echo(json.dumps(tables.finite(facts_of(container, start, stop, found)), ensure_ascii=False))
         return
-    tables.line((f"{container.path} ({container.format}): bytes {start:,} to {stop - 1:,} of {container.size:,}", "bold"))
+    where = f"bytes {start:,} to {stop - 1:,} of {container.size:,}"
+    tables.line((f"{container.path} ({container.format}): {where}", "bold"))
     show(container, found, start, stop)
 
 

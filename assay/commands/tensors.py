@@ -26,7 +26,9 @@ SORTS = ("file", "name", "bytes", "offset", *BY_VALUES)
 
 def command(
     model: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")] = options.DEFAULT_MODEL,
-    stats: Annotated[bool, typer.Option("--stats", help="Decode everything: extremes, moments, zeros, SHA-256.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Decode everything: extremes, moments, zeros, SHA-256.")
+    ] = False,
     name: Annotated[str, typer.Option(help="Only tensors whose name matches, e.g. 'blk.0.*'.")] = "*",
     sort: Annotated[str, typer.Option(help=f"Order: {', '.join(SORTS)}. Largest first but for names.")] = "file",
     as_json: options.Json = False,
@@ -108,7 +110,8 @@ def show_places(container: Container, names: list[str]) -> None:
     tables.columns(("name", "type", "shape", "offset", "bytes", "share"), rows,
                    right=("shape", "offset", "bytes", "share"))  # fmt: skip
     total = sum(info.nbytes for info in infos)
-    tables.line(f"{tables.plural(len(infos), 'tensor')}, {tables.size(total)} of a file of {tables.size(container.size)}")
+    whole = tables.size(container.size)
+    tables.line(f"{tables.plural(len(infos), 'tensor')}, {tables.size(total)} of a file of {whole}")
 
 
 def show_stats(container: Container, names: list[str], found: dict[str, TensorStats]) -> None:
@@ -119,8 +122,9 @@ def show_stats(container: Container, names: list[str], found: dict[str, TensorSt
         cells = [""] * 7
         if values is not None and values.n:
             bad = values.nan + values.inf
-            cells = [*(tables.number(v, 3) for v in (values.min, values.max, values.mean, values.std)),
-                     tables.share(values.zero_share), f"{bad:,}" if bad else "", f"{values.dead_rows:,}" if values.dead_rows else ""]  # fmt: skip
+            moments = [tables.number(v, 3) for v in (values.min, values.max, values.mean, values.std)]
+            counts = [f"{n:,}" if n else "" for n in (bad, values.dead_rows)]
+            cells = [*moments, tables.share(values.zero_share), *counts]
         rows.append((name, kind, *cells, found[name].sha256[:8]))
     numbers = ("min", "max", "mean", "std", "zeros", "NaN", "dead")
     tables.columns(("name", "type", *numbers, "sha256"), rows, right=numbers)

@@ -19,7 +19,9 @@ CULPRITS_SHOWN = 5
 
 def command(
     model: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")] = options.DEFAULT_MODEL,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say of every gate why its limit is what it is.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say of every gate why its limit is what it is.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Ask a model file what could be wrong with it: structure, checksums, numbers, hyper-parameters, vocabulary.

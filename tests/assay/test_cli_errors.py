@@ -37,7 +37,10 @@ def truncated(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [("inspect",), ("run", "a", "-m"), ("tokenize", "a", "-m"), ("chat", "-m")])
+LOOKING = [("inspect",), ("tensors",), ("validate",), ("hex",), ("diff", "builtin")]
+
+
+@pytest.mark.parametrize("command", [*LOOKING, ("run", "a", "-m"), ("tokenize", "a", "-m"), ("chat", "-m")])
 def test_files_that_are_no_models(command: tuple[str, ...], truncated: Path) -> None:
     pipe = truncated.with_name("pipe")
     os.mkfifo(pipe)
@@ -62,7 +65,7 @@ def test_every_error_has_its_exit_code(error: type[ModelError], monkeypatch: pyt
         raise error("two\nlines", where="here", remedy="Do that.")
 
     monkeypatch.setattr("assay.commands.options.open_model", failing)
-    refusal = assay("inspect", "--json")
+    refusal = assay("tokenize", "a", "--json")
     assert refusal.is_refusal(error.exit_code)
     assert refusal.err == "assay: here: two lines. Do that.\n"
     said = {"type": error.__name__, "what": "two\nlines", "where": "here", "remedy": "Do that."}
@@ -71,12 +74,12 @@ def test_every_error_has_its_exit_code(error: type[ModelError], monkeypatch: pyt
 
 def test_a_bug_is_called_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("assay.commands.options.open_model", lambda path: 1 / 0)
-    refusal = assay("inspect")
+    refusal = assay("tokenize", "a")
     assert refusal.is_refusal(1)
     assert "internal error: ZeroDivisionError" in refusal.err
     monkeypatch.setenv("ASSAY_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
-        assay("inspect")
+        assay("tokenize", "a")
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +87,7 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("assay.commands.options.open_model", stopping)
-    said = assay("inspect")
+    said = assay("tokenize", "a")
     assert (said.code, said.out, said.err) == (130, "", "assay: interrupted\n")
 
 

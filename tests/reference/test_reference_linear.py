@@ -32,7 +32,7 @@ U32 = 2.0**-24
 
 def random_tensor(type_name: str) -> Tensor:
     rows = random_rows(np.random.default_rng(3), type_name, (N_ROWS, N_COLUMNS), 1.0)
-    return Tensor("w", BY_NAME[type_name], (N_ROWS, N_COLUMNS), Path("none"), lambda: rows)
+    return Tensor("w", BY_NAME[type_name], (N_ROWS, N_COLUMNS), Path("none"), lambda which: rows[which])
 
 
 def activations() -> np.ndarray:
