@@ -13,34 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
+from formats.apr_qwen2 import canonical_name as canonical
 from formats.container import TensorInfo
 
-_WHOLE_MODEL = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_HF_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+__all__ = ["canonical", "common_names", "naming", "role_and_layer"]
+
 _GGUF_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-
-
-def canonical(name: str) -> str:
-    """The common spelling of a tensor's name; a name without one is returned as it is."""
-    if match := _HF_LAYER.fullmatch(name):
-        layer, role, kind = match.groups()
-        return f"blk.{layer}.{_LAYER[role]}.{kind}" if role in _LAYER else name
-    return _WHOLE_MODEL.get(name, name)
 
 
 def common_names(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:

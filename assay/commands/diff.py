@@ -106,9 +106,9 @@ def show_metadata(report: Report, limit: int | None) -> None:
     tables.line()
     tables.line((f"Metadata: {tables.plural(len(report.changes), 'difference')}", "bold"))
     for change in report.changes[:limit]:
-        tables.line("  ", marks[change.kind], f" {change.key}")
-        tables.line(f"      A {change.a}")
-        tables.line(f"      B {change.b}")
+        tables.line(marks[change.kind], f" {change.key}", indent=2)
+        tables.line(f"A {change.a}", indent=6)
+        tables.line(f"B {change.b}", indent=6)
     more(len(report.changes), limit)
 
 
@@ -118,7 +118,7 @@ def show_tensors(report: Report, limit: int | None, tolerance: float) -> None:
             tables.line()
             tables.line((f"Only in {side}: {tables.plural(len(only), 'tensor')}", "bold"))
             for info in only[:limit]:
-                tables.line(f"  {info.name}  {info.type.name}  {' × '.join(map(str, info.shape))}")
+                tables.line(f"{info.name}  {info.type.name}  {' × '.join(map(str, info.shape))}", indent=2)
             more(len(only), limit)
     differing = sorted((pair for pair in report.pairs if not pair.identical), key=badness, reverse=True)
     if not differing:
@@ -129,7 +129,8 @@ def show_tensors(report: Report, limit: int | None, tolerance: float) -> None:
         show_pair(pair)
     more(len(differing), limit)
     if tolerance:
-        tables.line(f"  {sum(pair.same_values(tolerance) for pair in differing)} of them within {tolerance:g}")
+        n = sum(pair.same_values(tolerance) for pair in differing)
+        tables.line(f"{n} of them within {tolerance:g}", indent=2)
 
 
 def badness(pair: Pair) -> float:
@@ -141,22 +142,22 @@ def show_pair(pair: Pair) -> None:
     """Name, how far apart, where, and what happened."""
     kinds = {info.type.name: None for info in (pair.a, pair.b)}
     shapes = {" × ".join(map(str, info.shape)): None for info in (pair.a, pair.b)}
-    tables.line("  ", (pair.name, "bold"), f"  {' → '.join(kinds)}  {' → '.join(shapes)}")
+    tables.line((pair.name, "bold"), f"  {' → '.join(kinds)}  {' → '.join(shapes)}", indent=2)
     m = pair.measures
     if m is not None and m.n_different:
         bad = f", {m.not_finite:,} not finite" if m.not_finite else ""
-        tables.line(f"      {m.n_different:,} of {m.n:,} values differ: max |B - A| {m.max_abs:.4g} at [{m.worst[0]}, "
-                    f"{m.worst[1]}], relative RMS {m.relative_rms:.3g}, cosine {m.cosine:.6g}{bad}")  # fmt: skip
+        tables.line(f"{m.n_different:,} of {m.n:,} values differ: max |B - A| {m.max_abs:.4g} at [{m.worst[0]}, "
+                    f"{m.worst[1]}], relative RMS {m.relative_rms:.3g}, cosine {m.cosine:.6g}{bad}", indent=6)  # fmt: skip
     if (at := pair.first_difference) is not None:
-        tables.line(f"      first different byte {at['byte']:,} (block {at['block']:,}): A at {at['offset_a']:,}, "
-                    f"B at {at['offset_b']:,}")  # fmt: skip
+        tables.line(f"first different byte {at['byte']:,} (block {at['block']:,}): A at {at['offset_a']:,}, "
+                    f"B at {at['offset_b']:,}", indent=6)  # fmt: skip
     for one in pair.diagnoses:
-        tables.line("      ", (one.text, "cyan"))
+        tables.line((one.text, "cyan"), indent=6)
 
 
 def more(n: int, limit: int | None) -> None:
     if limit is not None and n > limit:
-        tables.line(f"  and {n - limit:,} more (--all shows them)")
+        tables.line(f"and {n - limit:,} more (--all shows them)", indent=2)
 
 
 def summary(report: Report) -> str:

@@ -63,7 +63,7 @@ def facts_of(container: Container, file: ModelFile | None, refusal: ModelError |
     infos = container.tensors.values()
     parameters, weight_bytes = sum(math.prod(i.shape) for i in infos), sum(i.nbytes for i in infos)
     census = Counter(info.type.name for info in infos)
-    facts: dict[str, Any] = {
+    return {
         "model": model_facts(container, file),
         "container": container_facts(container),
         "sizes": {
@@ -73,13 +73,16 @@ def facts_of(container: Container, file: ModelFile | None, refusal: ModelError |
             "bits_per_weight": round(8 * weight_bytes / parameters, 3) if parameters else None,
         },
         "tensors": {"count": len(infos), **dict(sorted(census.items(), key=lambda item: (-item[1], item[0])))},
+        **({} if file is None else contents_of(file)),
         "runnable": file is not None,
         "refusal": None if refusal is None else options.error_of(refusal),
-        "warnings": list(container.warnings),
+        "warnings": list(container.warnings if file is None else file.warnings),
     }
-    if file is None:
-        return facts
-    return facts | {
+
+
+def contents_of(file: ModelFile) -> dict[str, Any]:
+    """What only a model has."""
+    return {
         "config": asdict(file.config),
         "vocabulary": {
             "tokens": len(file.vocabulary),
@@ -149,7 +152,7 @@ def show_facts(container: Container, file: ModelFile | None, facts: dict[str, An
     """The facts as a table of two columns."""
     rows = []
     for section, values in facts.items():
-        if section in ("metadata", "refusal"):
+        if section in ("metadata", "refusal", "warnings"):  # printed apart
             continue
         for name, value in (values if isinstance(values, dict) else {section: values}).items():
             if name == "sections":
@@ -183,4 +186,6 @@ def short(value: dict[str, Any]) -> str:
     if "first" in value:
         return f"{value['count']:,} items: {', '.join(repr(item) for item in value['first'])} ..."
     text = repr(value["value"])
-    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]}... ({len(text):,} characters)"
+    if len(text) <= TEXT_SHOWN:
+        return text
+    return f"{text[:TEXT_SHOWN]}... ({len(str(value['value'])):,} characters)"

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -36,9 +37,13 @@ def columns(names: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right
     console().print(table)
 
 
-def line(*parts: str | tuple[str, str]) -> None:
-    """One line of text; a part may be a pair (text, style)."""
-    console().print(Text.assemble(*parts), soft_wrap=not sys.stdout.isatty())
+def line(*parts: str | tuple[str, str], indent: int = 0) -> None:
+    """One line of text, of which a part may be a pair (text, style); on a terminal folded under its first word."""
+    out, text = console(), Text.assemble(*parts)
+    if sys.stdout.isatty():
+        out.print(Padding(text, (0, 0, 0, indent), expand=False))
+    else:
+        out.print(Text(" " * indent).append_text(text), soft_wrap=True)
 
 
 def grid(rows: Iterable[Sequence[Text]], *, fold_from: int) -> None:

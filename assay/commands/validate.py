@@ -15,6 +15,7 @@ from formats.container import Container
 from formats.gates import FAIL, PASS, SKIPPED, WARN, Gate, Report, validate
 
 CULPRITS_SHOWN = 5
+CULPRIT_INDENT = 9
 
 
 def command(
@@ -68,11 +69,11 @@ def show(container: Container, report: Report, verbose: bool) -> None:
         text = f"  {gate.name:<27}{measured(gate):>16}  {gate.limit}"
         tables.line((f"{gate.verdict:<7}", tables.VERDICTS[gate.verdict]), text)
         for culprit in gate.culprits[:CULPRITS_SHOWN]:
-            tables.line(f"         {culprit}")
+            tables.line(culprit, indent=CULPRIT_INDENT)
         if len(gate.culprits) > CULPRITS_SHOWN:
-            tables.line(f"         and {len(gate.culprits) - CULPRITS_SHOWN:,} more (--json lists all)")
+            tables.line(f"and {len(gate.culprits) - CULPRITS_SHOWN:,} more (--json lists all)", indent=CULPRIT_INDENT)
         if verbose or gate.verdict != PASS:
-            tables.line((f"         {gate.why}", "dim"))
+            tables.line((gate.why, "dim"), indent=CULPRIT_INDENT)
     counts = ", ".join(f"{report.count(verdict)} {word}" for verdict, word in
                        ((PASS, "passed"), (WARN, "warned"), (FAIL, "failed"), (SKIPPED, "skipped")))  # fmt: skip
     tables.line((report.verdict, tables.VERDICTS[report.verdict]), f": {counts}")

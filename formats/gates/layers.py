@@ -45,7 +45,7 @@ def _duplicates(roles: Mapping[str, Mapping[int, TensorStats]]) -> Gate:
 
 
 def _outliers(roles: Mapping[str, Mapping[int, TensorStats]]) -> Gate:
-    name, limit = "layers.outliers", "factor 1 of the limit of its kind"
+    name, limit = "layers.outliers", "<= 1 time the limit of its kind"
     worst, fail, warn = 0.0, [], []
     for role, layers in roles.items():
         sizes = {n: one.values.rms for n, one in layers.items() if one.values is not None and one.values.l2 > 0}
