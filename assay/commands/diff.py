@@ -147,7 +147,8 @@ def show_pair(pair: Pair) -> None:
     if m is not None and m.n_different:
         bad = f", {m.not_finite:,} not finite" if m.not_finite else ""
         tables.line(f"{m.n_different:,} of {m.n:,} values differ: max |B - A| {m.max_abs:.4g} at [{m.worst[0]}, "
-                    f"{m.worst[1]}], relative RMS {m.relative_rms:.3g}, cosine {m.cosine:.6g}{bad}", indent=6)  # fmt: skip
+                    f"{m.worst[1]}], relative RMS {m.relative_rms:.3g}, cosine {m.cosine:.6g}{bad}",
+                    indent=6)  # fmt: skip
     if (at := pair.first_difference) is not None:
         tables.line(f"first different byte {at['byte']:,} (block {at['block']:,}): A at {at['offset_a']:,}, "
                     f"B at {at['offset_b']:,}", indent=6)  # fmt: skip
