@@ -46,7 +46,7 @@ FIELDS: dict[str, tuple[BlockField, ...]] = {
     "Q6_K": _fields(("ql", 128, "packed", (4, 64)), ("qh", 64, "packed", (2, 32)), ("scales", 16, "i8", None), _D),
     "IQ4_NL": _fields(_D, _QS16),
     "IQ4_XS": _fields(_D, ("scales_h", 2, "u16", None), ("scales_l", 4, "scales", None),
-                      ("qs", 128, "packed", (4, 32))),
+                      ("qs", 128, "packed", (4, 16))),
 }  # fmt: skip
 
 

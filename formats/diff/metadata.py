@@ -52,14 +52,16 @@ def _pairs(container: Container) -> Mapping[str, Any]:
 
 
 def _facts(container: Container) -> Mapping[str, Any]:
-    """What any format says of its model, under common keys."""
+    """What any format says of its model, under common keys; floats as f32, the precision GGUF keeps them in."""
     try:
         qwen2 = described(container)
     except (ModelError, FormatError) as error:
         return {"model": f"({error.what})"}
     vocabulary = asdict(qwen2.vocabulary)
     vocabulary["end_ids"] = sorted(vocabulary["end_ids"])
-    facts = {f"config.{key}": value for key, value in asdict(qwen2.config).items() if key != "tied"}
+    config = asdict(qwen2.config)
+    facts = {f"config.{key}": float(np.float32(value)) if isinstance(value, float) else value
+             for key, value in config.items() if key != "tied"}  # fmt: skip
     facts |= {f"vocabulary.{key}": value for key, value in vocabulary.items()}
     return facts | {"name": qwen2.name, "chat_template": qwen2.chat_template}
 
