@@ -133,7 +133,7 @@ def config_of(apr: Apr, tensors: Mapping[str, TensorInfo]) -> Config:
         return value
 
     def floating(key: str) -> float:
-        value = meta.floating(key)
+        value = float(np.float32(min(meta.floating(key), 1e38)))  # what every writer of these files holds, and GGUF too
         demand_plausible(key, value, key, where)
         return value
 

@@ -44,17 +44,6 @@ def config_of(gguf: GGUF) -> Config:
     hidden_size = _integer(gguf, "embedding_length", "hidden_size")
     n_heads = _integer(gguf, "attention.head_count", "n_heads")
     head_dim = _integer(gguf, "attention.key_length", "head_dim", default=hidden_size // n_heads)
-    rules = {
-        "key and value heads differ in width":
-            _integer(gguf, "attention.value_length", "head_dim", default=head_dim) != head_dim,
-        "only part of each head is rotated":
-            _integer(gguf, "rope.dimension_count", "head_dim", default=head_dim) != head_dim,
-        "rope scaling is set": _rope_scaling(gguf) != "none",
-    }  # fmt: skip
-    for complaint, broken in rules.items():
-        if broken:
-            raise ModelError(complaint, where=where, remedy="Assay does not run such a model")
-
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError("there is no token_embd.weight matrix", where=where,
@@ -73,6 +62,16 @@ def config_of(gguf: GGUF) -> Config:
         tied="output.weight" not in gguf.tensors,
     )
     demand_heads(config, where, head_dim_stated="qwen2.attention.key_length" in meta)
+    rules = {
+        "key and value heads differ in width":
+            _integer(gguf, "attention.value_length", "head_dim", default=head_dim) != head_dim,
+        "only part of each head is rotated":
+            _integer(gguf, "rope.dimension_count", "head_dim", default=head_dim) != head_dim,
+        "rope scaling is set": _rope_scaling(gguf) != "none",
+    }  # fmt: skip
+    for complaint, broken in rules.items():
+        if broken:
+            raise ModelError(complaint, where=where, remedy="Assay does not run such a model")
     return config
 
 

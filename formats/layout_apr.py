@@ -18,7 +18,7 @@ SHOWN_TEXT = 200
 def apr_fields(container: Container, start: int, stop: int) -> Iterator[Span]:
     """Header, metadata and index entries that lie in bytes ``start:stop``."""
     assert isinstance(container, Apr)
-    yield from (span for span in _all_fields(container) if start < span.stop and span.offset < stop)
+    yield from (span for span in _all_fields(container) if span.length and start < span.stop and span.offset < stop)
 
 
 def _all_fields(apr: Apr) -> Iterator[Span]:

@@ -29,7 +29,7 @@ class _Walk:
 
     def field(self, length: int, name: str, value: Any) -> Iterator[Span]:
         """The next ``length`` bytes, whose meaning is ``value``."""
-        if self.start < self.at + length and self.at < self.stop:
+        if length and self.start < self.at + length and self.at < self.stop:
             yield Span(self.at, length, name, value)
         self.at += length
 

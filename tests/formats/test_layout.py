@@ -21,6 +21,7 @@ from formats.ggml_types import BY_NAME
 from formats.layout import PADDING, sections, spans
 from formats.layout_tensor import block_at
 from formats.span import Span
+from formats.stats import stats_of
 from goldens import BUILTIN
 
 UP = "blk.0.ffn_up.weight"
@@ -30,7 +31,7 @@ def files(tmp_path: Path) -> list[Path]:
     shape = Shape(hidden=256, types={"ffn_up": ["Q4_K"], "ffn_gate": ["Q6_K"]})
     raw = tmp_path / "raw.gguf"
     raw.write_bytes(gguf_files.small_file())
-    return [build(tmp_path / "a.gguf", shape), apr_builder.build(tmp_path / "b.apr"), raw, BUILTIN]
+    return [build(tmp_path / "a.gguf", shape), apr_builder.build(tmp_path / "b.apr", shape), raw, BUILTIN]
 
 
 @pytest.fixture(params=range(4))
@@ -143,6 +144,20 @@ def test_a_block_decodes_as_the_gguf_package_has_it(kind: str, tmp_path: Path) -
         assert block is not None
         assert np.array_equal(block.values, whole[block.row, block.first : block.first + size])
         assert block.offset == container.tensors[UP].offset + index * BY_NAME[kind].block_bytes
+
+
+def test_a_row_that_ends_in_padding(tmp_path: Path) -> None:
+    """48 columns in one block of 256: an APR file fills the row up, and the rest must not count."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensor, values = apr_builder.padded_matrix(name, 32, 48, "Q4_K", seed=3)
+    container = open_container(apr_builder.build(tmp_path / "a.apr", tensors={"blk.0.ffn_down.weight": tensor}))
+    found = stats_of(container, name).values
+    assert found is not None
+    assert (found.n, found.min, found.max) == (values.size, values.min(), values.max())
+    block = block_at(container, name, 5)
+    assert block is not None
+    assert (block.row, block.first) == (5, 0)
+    assert np.array_equal(block.values[:48], values[5])
 
 
 def test_numbers_without_blocks_keep_to_their_row(tmp_path: Path) -> None:
