@@ -9,6 +9,7 @@ from typing import Any
 
 import apr_builder
 import apr_files
+import gguf_files
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
@@ -201,8 +202,6 @@ def test_a_file_that_is_no_qwen2_is_judged_as_far_as_it_goes(tmp_path: Path) -> 
 
 
 def test_an_empty_container_skips_what_it_cannot_ask(tmp_path: Path) -> None:
-    import gguf_files
-
     path = tmp_path / "empty.gguf"
     path.write_bytes(bytes(gguf_files.File()))
     report = judged(path)
