@@ -220,7 +220,7 @@ def test_inspect_sections_and_keys() -> None:
 
 def test_inspect_of_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = build(tmp_path / "odd.gguf", metadata={"a.key": "once-text"})
-    path.write_bytes(path.read_bytes().replace(b"once-text", b"\xff\xfe-text!"))
+    path.write_bytes(path.read_bytes().replace(b"once-text", b"\xff\xfe-text!!"))
     said = assay("inspect", str(path), "--keys", "--json").json
     assert "not valid UTF-8" in said["metadata"]["a.key"]["error"]
     assert assay("inspect", str(path), "--keys").code == 0
