@@ -16,6 +16,9 @@ from formats.container import Container, TensorInfo
 
 LOT = 1 << 17
 """Elements; half a megabyte of f32 stays in a core's cache while it is looked at several times."""
+PIECE = 1 << 22
+RELEASE_EVERY = 64 << 20
+"""Bytes read before the pages of the file are given back: a map must not count as memory used."""
 
 
 class Lot(NamedTuple):
@@ -45,11 +48,23 @@ def lots(container: Container, name: str, elements: int = LOT) -> Iterator[Lot]:
     if n_columns > elements:
         yield from _pieces(container, name, elements)
         return
-    kind, step = container.row_type(name), elements // n_columns
+    kind, step, unreleased = container.row_type(name), elements // n_columns, 0
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
-        values = blocks.dequantize(kind.name, container.rows(name, rows))[:, :n_columns]
-        yield Lot(rows, slice(0, n_columns), values)
+        raw = container.rows(name, rows)
+        yield Lot(rows, slice(0, n_columns), blocks.dequantize(kind.name, raw)[:, :n_columns])
+        if (unreleased := unreleased + raw.nbytes) > RELEASE_EVERY:
+            container.release()
+            unreleased = 0
+
+
+def pieces(container: Container, name: str) -> Iterator[np.ndarray]:
+    """The stored bytes of a tensor in order, u8, at most PIECE at a time."""
+    raw = container.raw(name)
+    for start in range(0, raw.size, PIECE):
+        yield raw[start : start + PIECE]
+        if start % RELEASE_EVERY == 0:
+            container.release()
 
 
 def _pieces(container: Container, name: str, elements: int) -> Iterator[Lot]:

@@ -15,10 +15,8 @@ import numpy as np
 
 from formats.container import Container
 from formats.durable import Progress, quiet
-from formats.lots import lots, matrix_shape, readable
+from formats.lots import lots, matrix_shape, pieces, readable
 from formats.two_threads import Tick, each, no_tick
-
-HASHED_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ class TensorStats:
 def stats_of(container: Container, name: str, tick: Tick = no_tick) -> TensorStats:
     """Statistics of one tensor."""
     info = container.tensors[name]
-    raw, digest = container.raw(name), hashlib.sha256()
-    for start in range(0, raw.size, HASHED_AT_ONCE):
-        digest.update(raw[start : start + HASHED_AT_ONCE].data)
+    digest = hashlib.sha256()
+    for piece in pieces(container, name):
+        digest.update(piece.data)
     if not readable(container, name):
         tick(info.nbytes)
         return TensorStats(digest.hexdigest(), None)

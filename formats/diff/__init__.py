@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from formats.container import Container, TensorInfo
-from formats.diff.diagnosis import Diagnosis, diagnoses, of_missing, of_names, of_pairs
+from formats.diff.diagnosis import Diagnosis, diagnoses, of_missing, of_moved, of_names
 from formats.diff.measure import Measures, difference, identical, measure
 from formats.diff.metadata import Change, changes
 from formats.durable import Progress, quiet
@@ -85,9 +85,9 @@ def compare(a: Container, b: Container, *, progress: Progress = quiet) -> Report
     only_b = tuple(info for name, info in theirs.items() if name not in ours)
     naming, notes = of_names(a, b)
     notes += of_missing(a, only_a, "A", "B") + of_missing(b, only_b, "B", "A")
-    differing = [pair for pair in pairs.values() if not pair.identical]
-    notes += of_pairs(a, b, [(pair.name, pair.a, pair.b) for pair in differing if not pair.same_values()],
-                      {pair.name for pair in differing if pair.diagnoses})  # fmt: skip
+    unexplained = [(pair.name, pair.a, pair.b, pair.measures) for pair in pairs.values()
+                   if pair.measures is not None and not pair.diagnoses]  # fmt: skip
+    notes += of_moved(a, b, unexplained)
     return Report(naming, tuple(changes(a, b)), only_a, only_b, tuple(pairs.values()), tuple(notes))
 
 

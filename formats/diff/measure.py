@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from formats.container import Container, TensorInfo
-from formats.lots import lots
+from formats.lots import PIECE, RELEASE_EVERY, lots, pieces
 from formats.two_threads import Tick, no_tick
-
-AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,10 @@ def identical(a: Container, b: Container) -> bool:
     """Whether two files of one size are the same bytes."""
     if a.map is None or b.map is None:
         return False
-    for at in range(0, a.size, AT_ONCE):
-        if a.map[at : at + AT_ONCE] != b.map[at : at + AT_ONCE]:
+    for at in range(0, a.size, PIECE):
+        if a.map[at : at + PIECE] != b.map[at : at + PIECE]:
             return False
-        if at % (AT_ONCE * 16) == 0:
+        if at % RELEASE_EVERY == 0:
             a.release()
             b.release()
     return True
@@ -66,11 +64,12 @@ def identical(a: Container, b: Container) -> bool:
 
 def difference(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo) -> int | None:
     """The first byte in which two tensors of one size differ, or None."""
-    left, right = a.raw(ours.name), b.raw(theirs.name)
-    for at in range(0, left.size, AT_ONCE):
-        unlike = left[at : at + AT_ONCE] != right[at : at + AT_ONCE]
+    at = 0
+    for left, right in zip(pieces(a, ours.name), pieces(b, theirs.name), strict=True):
+        unlike = left != right
         if unlike.any():
             return at + int(unlike.argmax())
+        at += left.size
     return None
 
 
