@@ -40,7 +40,9 @@ def columns(names: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right
 def line(*parts: str | tuple[str, str], indent: int = 0) -> None:
     """One line of text, of which a part may be a pair (text, style); on a terminal folded under its first word."""
     out, text = console(), Text.assemble(*parts)
-    if sys.stdout.isatty():
+    if not parts:
+        out.print()
+    elif sys.stdout.isatty():
         out.print(Padding(text, (0, 0, 0, indent), expand=False))
     else:
         out.print(Text(" " * indent).append_text(text), soft_wrap=True)
