@@ -81,6 +81,7 @@ def test_each_accident_is_named(case: str, tmp_path: Path) -> None:
     assert pair.name == name
     assert [one.code for one in pair.diagnoses] == [code]
     assert text in pair.diagnoses[0].text
+    assert ("rounding" in pair.diagnoses[0].text) == (case == "sign, rounded")
     assert not report.same()
 
 
