@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -41,11 +42,12 @@ def command(
     with bar() as progress:
         report = None if same_file(left, right) else compare(left, right, progress=progress)
     same = report is None or report.same(values_only=values_only, tolerance=tolerance)
-    if as_json:
-        facts = facts_of(left, right, report, same)
-        typer.echo(json.dumps(tables.finite(facts), ensure_ascii=False))
-    else:
-        show(left, right, report, same, show_all, tolerance)
+    with suppress(BrokenPipeError):  # the verdict stands, whether or not anybody reads on
+        if as_json:
+            facts = facts_of(left, right, report, same)
+            typer.echo(json.dumps(tables.finite(facts), ensure_ascii=False))
+        else:
+            show(left, right, report, same, show_all, tolerance)
     raise typer.Exit(0 if same else DIFFERENT)
 
 

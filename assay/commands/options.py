@@ -77,6 +77,13 @@ def container_of(container: Container) -> dict[str, Any]:
     return {"path": str(container.path), "format": container.format, "bytes": container.size}
 
 
+class Output(Console):
+    """A Rich console that leaves a pipe whose reader has gone to ``assay/cli.py``; Rich itself would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table. Cells are data: nothing in them is markup, and what is too long for a terminal is wrapped."""
     table = Table(title=title, show_header=any(columns))
@@ -85,7 +92,7 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> N
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else UNWRAPPED  # None: that of the terminal
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+    Output(width=width, markup=False, emoji=False, highlight=False).print(table)
 
 
 def error_of(error: AssayError) -> dict[str, str]:

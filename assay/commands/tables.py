@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from assay.commands.options import UNWRAPPED
+from assay.commands.options import UNWRAPPED, Output
 
 VERDICTS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIPPED": "dim"}
 
@@ -21,7 +21,7 @@ VERDICTS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIPPED": "d
 def console() -> Console:
     """Standard output, as wide as the terminal; what is printed there is data, never markup."""
     width = None if sys.stdout.isatty() else UNWRAPPED
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    return Output(width=width, markup=False, emoji=False, highlight=False)
 
 
 def columns(names: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Collection[str] = (),

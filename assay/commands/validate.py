@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -33,10 +34,11 @@ def command(
     container = options.open_any(model)
     with bar() as progress:
         report = validate(container, knows_template=oracle_knows, progress=progress)
-    if as_json:
-        typer.echo(json.dumps(tables.finite(facts_of(container, report)), ensure_ascii=False))
-    else:
-        show(container, report, verbose)
+    with suppress(BrokenPipeError):  # the verdict stands, whether or not anybody reads on
+        if as_json:
+            typer.echo(json.dumps(tables.finite(facts_of(container, report)), ensure_ascii=False))
+        else:
+            show(container, report, verbose)
     raise typer.Exit(report.exit_code)
 
 

@@ -13,6 +13,7 @@ import pytest
 from command_line import assay
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_builder import build
 
 from assay import cli, pull
 from formats import ModelError, NumericError, SourceError, TemplateError
@@ -138,6 +139,21 @@ def test_a_reader_that_was_never_there(model: str, code: int, unbuffered: str) -
     _, err = child.communicate()
     assert child.returncode == code
     assert err.count(b"\n") == (code != 0)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [
+    (("tensors",), 0), (("hex",), 0), (("inspect", "--keys"), 0), (("validate",), 0), (("diff", "builtin"), 8),
+    (("validate", "--json"), 0),
+])  # fmt: skip
+def test_a_reader_who_has_seen_enough(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    """The exit code is that of the answer, not of the pipe."""
+    other = [str(build(tmp_path / "other.gguf"))] if arguments[0] == "diff" else []
+    gone, end = os.pipe()
+    os.close(gone)
+    child = program(*arguments, *other, stdout=end)
+    os.close(end)
+    _, err = child.communicate()
+    assert (child.returncode, err) == (code, b"")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full is Linux's")
