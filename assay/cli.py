@@ -14,12 +14,12 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import bench, chat, inspect, options, pull, quantize, run, tokenize
+from assay.commands import bench, chat, diff, hex, inspect, options, pull, quantize, run, tensors, tokenize, validate
 from formats import AssayError
 
 EPILOG = (
     "Exit codes: 0 success; 1 a bug in Assay; 2 bad request; 3 damaged file; 4 not a model Assay can run; "
-    "5 chat template; 6 model could not be fetched; 7 not-a-number; 130 interrupted."
+    "5 chat template; 6 model could not be fetched; 7 not-a-number; 8 the files compared differ; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -34,6 +34,10 @@ app.command("run", epilog=EPILOG)(run.command)
 app.command("chat", epilog=EPILOG)(chat.command)
 app.command("tokenize", epilog=EPILOG)(tokenize.command)
 app.command("inspect", epilog=EPILOG)(inspect.command)
+app.command("tensors", epilog=EPILOG)(tensors.command)
+app.command("validate", epilog=EPILOG)(validate.command)
+app.command("hex", epilog=EPILOG)(hex.command)
+app.command("diff", epilog=EPILOG)(diff.command)
 app.command("pull", epilog=EPILOG)(pull.command)
 app.command("bench", epilog=EPILOG)(bench.command)
 app.command("quantize", epilog=EPILOG)(quantize.command)
