@@ -71,13 +71,13 @@ def chat_text(rng: np.random.Generator) -> str:
     return render(chat(rng), TEMPLATE, add_generation_prompt=False).text
 
 
-def document(rng: np.random.Generator) -> list[str]:
+def document(rng: np.random.Generator, function_share: float = FUNCTION_SHARE) -> list[str]:
     """A synthetic document and its end, in the pieces that are to be encoded apart.
 
     Two functions in five are in two pieces, cut mostly behind the first line's colon, as a user's prompt cuts them:
     ``def fib(n):`` ends inside the token ``):\\n``, so without this the model would never have seen its last token.
     """
-    if rng.random() >= FUNCTION_SHARE:
+    if rng.random() >= function_share:
         return [chat_text(rng), SPECIALS[0]]
     text = function(rng)
     cut = text.index("\n") if rng.random() < 0.7 else int(rng.integers(1, len(text)))
@@ -106,8 +106,9 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 class Rows:
     """Training rows: ``batch(key)`` is ids and document numbers, int32 [BATCH, ROW + 1], the same for the same key."""
 
-    def __init__(self, tokenizer: Tokenizer, files: list[str]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, files: list[str], library_share: float = LIBRARY_SHARE,
+                 function_share: float = FUNCTION_SHARE) -> None:  # fmt: skip
+        self.tokenizer, self.library_share, self.function_share = tokenizer, library_share, function_share
         ends = tokenizer.encode(SPECIALS[0]).ids
         parts = [np.array(coded.ids + ends, np.int32) for coded in tokenizer.encode_batch(files)]
         self.library = np.concatenate(parts)
@@ -116,9 +117,9 @@ class Rows:
         self.line_starts = self.line_starts[self.line_starts < len(self.library) - ROW - 1]
 
     def batch(self, *key: int) -> tuple[np.ndarray, np.ndarray]:
-        """LIBRARY_SHARE of the rows from the library, the others filled with documents."""
+        """``library_share`` of the rows from the library, the others filled with documents."""
         rng = np.random.default_rng(key)
-        rows = [self.stretch(rng) if rng.random() < LIBRARY_SHARE else self.packed(rng) for _ in range(BATCH)]
+        rows = [self.stretch(rng) if rng.random() < self.library_share else self.packed(rng) for _ in range(BATCH)]
         ids, documents = zip(*rows, strict=True)
         return np.stack(ids), np.stack(documents)
 
@@ -132,7 +133,7 @@ class Rows:
         ids: list[int] = []
         documents: list[int] = []
         while len(ids) < ROW + 1:
-            more = [token for piece in document(rng) for token in self.tokenizer.encode(piece).ids]
+            more = [token for piece in document(rng, self.function_share) for token in self.tokenizer.encode(piece).ids]
             documents += [len(ids)] * len(more)  # any number that no other document of the row has
             ids += more
         return np.array(ids[: ROW + 1], np.int32), np.array(documents[: ROW + 1], np.int32)
@@ -301,8 +302,8 @@ def restore(path: Path) -> list[Params]:
     return list(found.values())
 
 
-def prepare(folder: Path) -> tuple[Tokenizer, Rows, Rows]:
-    """The tokenizer (kept in ``folder``), the rows to train on and the held-out ones."""
+def prepare(folder: Path, *shares: float) -> tuple[Rows, Rows]:
+    """The rows to train on and the held-out ones, in tokens of the tokenizer that is kept in ``folder``."""
     files, held_out = library()
     rng = np.random.default_rng([SEED, 2])
     path = folder / "tokenizer.json"
@@ -312,12 +313,12 @@ def prepare(folder: Path) -> tuple[Tokenizer, Rows, Rows]:
             texts = [text.replace(marker, "\n") for text in texts]
         train_tokenizer(texts + files).save(str(path))
     tokenizer = Tokenizer.from_file(str(path))
-    return tokenizer, Rows(tokenizer, files), Rows(tokenizer, held_out)
+    return Rows(tokenizer, files, *shares), Rows(tokenizer, held_out)
 
 
-def train(folder: Path, steps: int) -> Iterator[dict[str, Any]]:
+def train(folder: Path, steps: int, *shares: float) -> Iterator[dict[str, Any]]:
     """Train from the state in ``folder`` on; yields a record every 50 steps and saves the state every minute."""
-    _, rows, held_out = prepare(folder)
+    rows, held_out = prepare(folder, *shares)
     params, m, v, at = restore(folder / "state.npz")
     start, saved, recent = int(at["step"]), time.monotonic(), []
     began = time.monotonic()
@@ -342,10 +343,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--library", type=float, default=LIBRARY_SHARE, help="share of the rows from the library")
+    parser.add_argument("--functions", type=float, default=FUNCTION_SHARE, help="share of the other documents")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     log = asked.folder / "log.jsonl"  # also of the runs before, if this one goes on
-    for record in train(asked.folder, asked.steps):
+    for record in train(asked.folder, asked.steps, asked.library, asked.functions):
         with log.open("a", encoding="utf-8") as file:
             print(json.dumps(record), file=file)
         print(json.dumps(record), flush=True)

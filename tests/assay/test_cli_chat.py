@@ -67,14 +67,15 @@ def interrupt_first(prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def test_each_turn_has_the_history_before_it(prompts: list[str]) -> None:
-    said = talk("one\n\n  \ntwo\r\n/reset\none", "--json")
+    one, two = "Hello!", "Who are you?"  # answered otherwise
+    said = talk(f"{one}\n\n  \n{two}\r\n/reset\n{one}", "--json")
     assert (said.code, said.err) == (0, "")
     first, second, afresh = answers(said)
     assert list(first) == ["role", "content", "ids", "finish_reason"]
     assert (first["role"], first["finish_reason"], len(first["ids"])) == ("assistant", "length", 4)
     assert first == afresh != second
-    assert prompts[0].endswith(USER.format("one"))
-    assert prompts[1] == prompts[0] + first["content"] + "<|im_end|>\n" + USER.format("two")
+    assert prompts[0].endswith(USER.format(one))
+    assert prompts[1] == prompts[0] + first["content"] + "<|im_end|>\n" + USER.format(two)
     assert prompts[2] == prompts[0]
 
 
