@@ -118,11 +118,11 @@ class Apr(Container):
         if info.type.name not in (APR_Q4.name, APR_Q8.name):
             return super().rows(name, rows)
         start, stop, _ = rows.indices(info.n_rows)
-        width = info.shape[-1] if info.shape else 1
+        stop, width = max(start, stop), info.shape[-1] if info.shape else 1
         if info.type.name == APR_Q4.name and whole_rows(info):
-            return q4_as_q4_0(raw.reshape(info.n_rows, -1, 18)[start:stop]).reshape(max(stop - start, 0), -1)
+            return q4_as_q4_0(raw.reshape(info.n_rows, width // 32, 18)[start:stop]).reshape(-1, width // 32 * 18)
         values = (q8_values if info.type.name == APR_Q8.name else q4_values)(raw, start * width, stop * width)
-        return values.astype("<f4").view(np.uint8).reshape(max(stop - start, 0), -1)
+        return values.astype("<f4").view(np.uint8).reshape(stop - start, 4 * width)
 
     def verify(self, progress: Progress = quiet) -> bool:
         """Read the whole file and check its footer; False if it has none. Raises FormatError bad-checksum."""

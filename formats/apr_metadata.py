@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,8 +84,8 @@ class AprMetadata(Mapping[str, Any]):
 
     def floating(self, key: str, default: T | Required = REQUIRED) -> float | T:
         """A number; names agree if they do in f32, the type in which most writers hold it."""
-        value = self._found(key, default, "a number", is_number, same_f32)
-        return float(value) if is_number(value) else value
+        value = self._found(key, default, "a number that a float can hold", is_float, same_f32)
+        return float(value) if is_float(value) else value
 
     def boolean(self, key: str, default: T | Required = REQUIRED) -> bool | T:
         return self._found(key, default, "true or false", lambda v: isinstance(v, bool))
@@ -122,14 +123,15 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_float(value: Any) -> bool:
+    """A number; an integer may be too large for any float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def same_f32(a: float, b: float) -> bool:
-    """Whether two numbers round to the same f32; a Python integer may be too large for any float."""
+    """Whether two numbers round to the same f32."""
     with np.errstate(over="ignore"):
-        return a == b or (max(abs(a), abs(b)) < 1e300 and bool(np.float32(a) == np.float32(b)))
+        return a == b or bool(np.float32(a) == np.float32(b))
 
 
 def is_list_of(value: Any, kinds: set[type]) -> bool:

@@ -1,19 +1,15 @@
-"""Small Qwen2 models as APR files: the same models as ``model_builder``'s, in the bytes of ``formats/apr_files.py``."""
+"""Small Qwen2 models as APR files: the same models as ``model_builder``'s, in the bytes of ``apr_files.py``."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import apr_files as raw
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 from model_builder import KINDS, MERGES, TOKENS, Shape, random_rows, tensors_of
-
-sys.path.append(str(Path(__file__).parent / "formats"))
-
-import apr_files as raw
 
 CODES = {"F32": raw.F32, "F16": raw.F16, "BF16": raw.BF16, "Q4_K": raw.Q4_K, "Q6_K": raw.Q6_K}
 ROLES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
@@ -33,7 +29,8 @@ def hf_name(name: str) -> str:
 def metadata_of(shape: Shape) -> dict[str, Any]:
     """Every key that an import writes for such a model."""
     return {
-        "name": "test", "license": None, "architecture": "qwen2", "hidden_size": shape.hidden, "num_layers": shape.n_layers,
+        "name": "test", "license": None, "architecture": "qwen2", "hidden_size": shape.hidden,
+        "num_layers": shape.n_layers,
         "num_heads": shape.n_heads, "num_kv_heads": shape.n_kv_heads, "head_dim": shape.head_dim,
         "intermediate_size": shape.ffn, "max_position_embeddings": shape.context, "rope_theta": shape.theta,
         "rope_type": 2, "rms_norm_eps": shape.eps, "vocab_size": len(TOKENS) + shape.n_padding,
@@ -47,7 +44,10 @@ def metadata_of(shape: Shape) -> dict[str, Any]:
 def build(path: Path, shape: Shape | None = None, *, metadata: Mapping[str, Any] | None = None,
           tensors: Mapping[str, raw.Tensor | None] | None = None, seed: int = 0,
           named: Callable[[str], str] = hf_name) -> Path:  # fmt: skip
-    """Write a model file and return its path. ``metadata`` and ``tensors`` (by GGUF's names) replace or add; None omits."""
+    """Write a model file and return its path.
+
+    ``metadata`` and ``tensors`` (by GGUF's names) replace or add; ``...`` for a key and None for a tensor omit it.
+    """
     shape = shape or Shape()
     content: dict[str, raw.Tensor | None] = {}
     for name, (rows, kind) in tensors_of(shape, seed).items():

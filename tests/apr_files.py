@@ -56,7 +56,7 @@ class Tensor:
             struct.pack("<H", len(name) if self.name_length is None else self.name_length), name,
             struct.pack("<BB", self.type, n_dims), *(struct.pack("<Q", dim) for dim in self.dims),
             struct.pack("<QQ", offset if self.offset is None else self.offset,
-                        self.nbytes if self.size is None else self.size),
+                        self.nbytes % 2**64 if self.size is None else self.size),
         ])  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import gguf_files as raw
 import pytest
 from gguf_files import U64_MAX, File, Tensor
-from gguf_refusal import refused
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from refusal import refused
 
 from formats.errors import FormatError
 from formats.ggml_types import BY_NAME

@@ -6,7 +6,7 @@ import os
 
 import gguf_files as raw
 import pytest
-from gguf_refusal import refused
+from refusal import refused
 
 from formats.errors import FormatError
 from formats.gguf import read_gguf

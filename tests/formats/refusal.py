@@ -1,9 +1,10 @@
-"""What every refusal of the GGUF reader has to be: a FormatError of one line, at once, at no cost."""
+"""What every refusal of a reader has to be: a FormatError of one line, at once, at no cost."""
 
 from __future__ import annotations
 
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ MAX_SECONDS = 1.0
 MAX_BYTES = 64 << 20
 
 
-def refused(path: Path, code: str | None = None, **options: bool) -> FormatError:
-    """The error with which the reader refuses ``path``, within the bounds every refusal has to keep."""
+def refused(path: Path, code: str | None = None, read: Callable[..., object] = read_gguf,
+            **options: bool) -> FormatError:  # fmt: skip
+    """The error with which ``read`` refuses ``path``, within the bounds every refusal has to keep."""
     tracemalloc.start()
     begin = time.perf_counter()
     try:
         with pytest.raises(FormatError) as caught:
-            read_gguf(path, **options)
+            read(path, **options)
         seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
