@@ -47,10 +47,11 @@ def write_apr(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[S
     with replacing(path, force=force) as file:
         crc, done, total = put(file, front, 0), 0, sum(sizes)
         for tensor, nbytes in zip(tensors, sizes, strict=True):
-            crc = put(file, tensor.data(nbytes), crc)
+            for piece in tensor.pieces(nbytes):
+                crc = put(file, piece, crc)
+                done += len(piece)
+                progress(done, total, "writing")
             crc = put(file, zeros(nbytes), crc)
-            done += nbytes
-            progress(done, total, "writing")
         file.write(pack("<I", crc))
 
 
