@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import bench, chat, inspect, options, pull, run, tokenize
+from assay.commands import bench, chat, inspect, options, pull, quantize, run, tokenize
 from formats import AssayError
 
 EPILOG = (
@@ -36,6 +36,7 @@ app.command("tokenize", epilog=EPILOG)(tokenize.command)
 app.command("inspect", epilog=EPILOG)(inspect.command)
 app.command("pull", epilog=EPILOG)(pull.command)
 app.command("bench", epilog=EPILOG)(bench.command)
+app.command("quantize", epilog=EPILOG)(quantize.command)
 
 
 def version(wanted: bool) -> None:

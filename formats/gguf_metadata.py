@@ -70,25 +70,28 @@ def typed(kind: str, value: Any) -> Value:
     name = kind.removeprefix("array of ")
     is_array = name != kind
     items = list(value) if is_array else [value]
-    complaint = InputError(f"{shown(str(value))} is no {kind}", where="GGUF metadata", remedy="Give another type")
-    if name == "string":
-        if not all(isinstance(item, str) for item in items):
-            raise complaint
-        try:
-            return Value(name, is_array, [item.encode() for item in items])
-        except UnicodeEncodeError as error:  # half of a surrogate pair
-            raise complaint from error
-    if name not in DTYPES or not all(isinstance(item, bool | np.bool_) is (name == "bool") for item in items):
-        raise complaint
     try:
-        array = np.array(items, np.bool_ if name == "bool" else None)
-        stored = array.astype(DTYPES[name])
-    except (ValueError, TypeError, OverflowError) as error:
-        raise complaint from error
-    kinds = "iuf" if name in FLOATS else "iub"
-    if array.size and (array.dtype.kind not in kinds or (name not in FLOATS and (stored != array).any())):
-        raise complaint
-    return Value(name, is_array, stored)
+        if name == "string":
+            return Value(name, is_array, [item.encode() for item in items])  # bytes and numbers have no ``encode``
+        return Value(name, is_array, _numbers(name, items))
+    except (ValueError, TypeError, OverflowError, AttributeError, KeyError) as error:
+        raise InputError(f"{shown(str(value))} is no {kind}", where="GGUF metadata",
+                         remedy="Give another value or type") from error  # fmt: skip
+
+
+def _numbers(name: str, items: list[Any]) -> np.ndarray:
+    """Numbers or bools as stored in the type ``name``. Raises ValueError and its like for any that is not one."""
+    truths, integers = (bool, np.bool_), (int, np.integer)
+    wanted = truths if name == "bool" else (*integers, float, np.floating) if name in FLOATS else integers
+    if not all(isinstance(item, wanted) and isinstance(item, truths) is (name == "bool") for item in items):
+        raise ValueError(name)
+    if name in FLOATS:
+        with np.errstate(over="ignore"):
+            stored = np.array(items, np.float64).astype(DTYPES[name])
+        if (np.isfinite(stored) != np.isfinite(np.array(items, np.float64))).any():
+            raise ValueError(name)
+        return stored
+    return np.array([int(item) for item in items], DTYPES[name])  # OverflowError for one that does not fit
 
 
 class Metadata(Mapping[str, Any]):

@@ -51,16 +51,13 @@ def build(path: Path, shape: Shape | None = None, *, metadata: Mapping[str, Any]
     shape = shape or Shape()
     content: dict[str, raw.Tensor | None] = {}
     for name, (rows, kind) in tensors_of(shape, seed).items():
-        dims = rows.shape if rows.ndim == 1 else (len(rows), rows.shape[1] * 8 // bits(kind))
+        elements, size = raw.BLOCKS[CODES[kind]]
+        dims = rows.shape if rows.ndim == 1 else (len(rows), rows.shape[1] // size * elements)
         content[name] = raw.Tensor(named(name), dims, CODES[kind], rows.tobytes())
     content.update(tensors or {})
     values = {key: value for key, value in {**metadata_of(shape), **(metadata or {})}.items() if value is not ...}
     path.write_bytes(bytes(raw.File(values, [tensor for tensor in content.values() if tensor is not None])))
     return path
-
-
-def bits(kind: str) -> float:
-    return {"F32": 32, "F16": 16, "BF16": 16, "Q4_K": 4.5, "Q6_K": 6.5625}[kind]
 
 
 def padded_matrix(name: str, n_rows: int, n_columns: int, kind: str, seed: int) -> tuple[raw.Tensor, np.ndarray]:

@@ -1,8 +1,9 @@
-"""Block formats: the stored bytes of a tensor -> f32 values, or the integers they are made of.
+"""Block formats: the stored bytes of a tensor -> f32 values, or the integers they are made of, and back.
 
-One file a type, its bytes drawn at the top. A float type has ``decode``; a quantised type has ``unpack``
-and ``HALVES_AT``, the byte offsets of its f16 numbers (d, then dmin or m). Each call works on the whole of
-what it is given: the caller cuts a large tensor into pieces of some rows.
+One file a type, its bytes drawn at the top. A float type has ``decode`` and ``encode``; a quantised type has
+``unpack`` and ``HALVES_AT``, the byte offsets of its f16 numbers (d, then dmin or m), and ``pack`` if Assay can
+write it. Which integers stand best for given values is not decided here but in ``formats/quantizers``. Each call
+works on the whole of what it is given: the caller cuts a large tensor into pieces of some rows.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ _QUANTISED: dict[str, ModuleType] = {
 }  # fmt: skip
 
 DECODABLE: tuple[str, ...] = (*_FLOAT, *_QUANTISED)
+ENCODABLE: tuple[str, ...] = (*_FLOAT, *(name for name, module in _QUANTISED.items() if hasattr(module, "pack")))
 
-__all__ = ["DECODABLE", "Quants", "dequantize", "finite", "unpack"]
+__all__ = ["DECODABLE", "ENCODABLE", "Quants", "dequantize", "encode", "finite", "pack", "unpack"]
 
 
 def dequantize(type_name: str, raw: np.ndarray) -> np.ndarray:
@@ -70,6 +72,34 @@ def unpack(type_name: str, raw: np.ndarray) -> Quants:
     quants = module.unpack(raw.reshape(-1, BY_NAME[type_name].block_bytes))
     present = {name: field for name, field in quants._asdict().items() if field is not None}
     return Quants(**{name: field.reshape(*leading, *field.shape[1:]) for name, field in present.items()})
+
+
+def pack(type_name: str, quants: Quants) -> np.ndarray:
+    """Put blocks together: Quants of arrays ``[..., n_blocks, ...]`` -> uint8 ``[..., row_bytes]``.
+
+    The inverse of `unpack`. d and dmin are rounded to f16; integers must lie in the range that ``unpack`` states.
+    Raises ModelError for a type that Assay cannot write.
+    """
+    module = _quantised_module(type_name)
+    if type_name not in ENCODABLE:
+        raise ModelError(f"{type_name} is a type that Assay can read but not write", where="block encoder",
+                         remedy=f"It writes {', '.join(ENCODABLE)}")
+    leading = quants.d.shape
+    fields = {name: field for name, field in quants._asdict().items() if field is not None}
+    flat = Quants(**{name: field.reshape(-1, *field.shape[len(leading) :]) for name, field in fields.items()})
+    return module.pack(flat).reshape(*leading[:-1], leading[-1] * BY_NAME[type_name].block_bytes)
+
+
+def encode(type_name: str, values: np.ndarray) -> np.ndarray:
+    """Store f32 ``[..., n]`` in a float type: uint8 ``[..., row_bytes]``, rounded to nearest, ties to even.
+
+    What is too large for F16 or BF16 becomes infinite, without a warning. Raises ModelError for any other type.
+    """
+    if type_name not in _FLOAT:
+        raise ModelError(f"{type_name} is no float type", where="block encoder",
+                         remedy=f"Use {', '.join(_FLOAT)}, or quantise the values")
+    with np.errstate(over="ignore"):
+        return _FLOAT[type_name].encode(values)
 
 
 def finite(type_name: str, raw: np.ndarray) -> bool:

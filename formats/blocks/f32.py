@@ -13,3 +13,8 @@ import numpy as np
 def decode(raw: np.ndarray) -> np.ndarray:
     """uint8 ``[..., 4 * n]`` -> f32 ``[..., n]``: a copy of the same bits, NaN payloads included."""
     return np.ascontiguousarray(raw).view("<f4").astype(np.float32)
+
+
+def encode(values: np.ndarray) -> np.ndarray:
+    """f32 ``[..., n]`` -> uint8 ``[..., 4 * n]``: the same bits."""
+    return np.ascontiguousarray(values, "<f4").view(np.uint8)

@@ -41,3 +41,24 @@ def half(blocks: np.ndarray, offset: int) -> np.ndarray:
 def half_field(blocks: np.ndarray, offset: int) -> np.ndarray:
     """The f16 at byte ``offset`` of every block as stored, f16 ``[n_blocks]``, a view of the bytes."""
     return blocks[:, offset : offset + 2].view("<f2")[:, 0]
+
+
+def pack_planes(values: np.ndarray, bits: int, run: int) -> np.ndarray:
+    """The inverse of `planes`: uint8 ``[n_blocks, n]`` -> uint8 ``[n_blocks, n * bits / 8]``.
+
+    ``packed[r * run + j] = OR over p of  (values[(r * 8/bits + p) * run + j] & (2**bits - 1)) << (p * bits)``
+
+    Higher bits of a value are left out, so that a type which keeps them elsewhere need not mask them.
+    """
+    n_blocks, n = values.shape
+    per_byte = 8 // bits
+    runs = (values & np.uint8((1 << bits) - 1)).reshape(n_blocks, n // per_byte // run, per_byte, run)
+    out = runs[:, :, 0]
+    for p in range(1, per_byte):
+        out = out | runs[:, :, p] << np.uint8(p * bits)
+    return out.reshape(n_blocks, n // per_byte)
+
+
+def halves(values: np.ndarray) -> np.ndarray:
+    """f32 ``[n_blocks]`` -> the little-endian f16 bytes, uint8 ``[n_blocks, 2]``, rounded to nearest, ties to even."""
+    return values.astype("<f2")[:, None].view(np.uint8)

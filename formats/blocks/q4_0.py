@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
+from formats.blocks.packing import half, halves, pack_planes, planes
 from formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0,)
@@ -24,3 +24,9 @@ def unpack(blocks: np.ndarray) -> Quants:
     q = planes(blocks[:, 2:18], bits=4, run=16).view(np.int8)
     q -= np.int8(8)
     return Quants(q, one_group(len(blocks)), half(blocks, 0))
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 18]``."""
+    q = (quants.q + np.int8(8)).view(np.uint8)
+    return np.concatenate([halves(quants.d), pack_planes(q, bits=4, run=16)], axis=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
+from formats.blocks.packing import half, halves, pack_planes, planes
 from formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0, 2)
@@ -24,3 +24,10 @@ def unpack(blocks: np.ndarray) -> Quants:
     q = planes(blocks[:, 4:20], bits=4, run=16).view(np.int8)
     ones = one_group(len(blocks))
     return Quants(q, ones, half(blocks, 0), min=ones, dmin=-half(blocks, 2))
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 20]``; m is -dmin."""
+    assert quants.dmin is not None
+    q = pack_planes(quants.q.view(np.uint8), bits=4, run=16)
+    return np.concatenate([halves(quants.d), halves(-quants.dmin), q], axis=1)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
+from formats.blocks.packing import half, halves, pack_planes, planes
 from formats.blocks.quants import Quants
 
 HALVES_AT = (0, 2)
@@ -42,3 +42,20 @@ def scales_and_mins(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = np.concatenate([first[:, :4], (last & np.uint8(15)) | top[:, :4]], axis=1)
     minimum = np.concatenate([first[:, 4:], (last >> np.uint8(4)) | top[:, 4:]], axis=1)
     return scale.view(np.int8), minimum.view(np.int8)
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 144]``."""
+    assert quants.min is not None
+    assert quants.dmin is not None
+    scales = pack_scales_and_mins(quants.scale, quants.min)
+    q = pack_planes(quants.q.view(np.uint8), bits=4, run=32)
+    return np.concatenate([halves(quants.d), halves(quants.dmin), scales, q], axis=1)
+
+
+def pack_scales_and_mins(scale: np.ndarray, minimum: np.ndarray) -> np.ndarray:
+    """The inverse of `scales_and_mins`: two int8 ``[n_blocks, 8]`` in 0..63 -> uint8 ``[n_blocks, 12]``."""
+    first = np.concatenate([scale[:, :4], minimum[:, :4]], axis=1).view(np.uint8)
+    last = np.concatenate([scale[:, 4:], minimum[:, 4:]], axis=1).view(np.uint8)
+    top = last >> np.uint8(4) << np.uint8(6)
+    return np.concatenate([first | top, pack_planes(last, bits=4, run=4)], axis=1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
+from formats.blocks.packing import half, halves, pack_planes, planes
 from formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0,)
@@ -33,3 +33,14 @@ def five_bits(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     q <<= np.uint8(4)
     q |= planes(low, bits=4, run=16)
     return q.view(np.int8)
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 22]``."""
+    return np.concatenate([halves(quants.d), *pack_five_bits(quants.q + np.int8(16))], axis=1)
+
+
+def pack_five_bits(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `five_bits`: int8 ``[n_blocks, 32]`` in 0..31 -> qh and qs."""
+    bits = q.view(np.uint8)
+    return np.packbits(bits >> np.uint8(4), axis=-1, bitorder="little"), pack_planes(bits, bits=4, run=16)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half
-from formats.blocks.q5_0 import five_bits
+from formats.blocks.packing import half, halves
+from formats.blocks.q5_0 import five_bits, pack_five_bits
 from formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0, 2)
@@ -26,3 +26,9 @@ def unpack(blocks: np.ndarray) -> Quants:
     q = five_bits(blocks[:, 4:8], blocks[:, 8:24])
     ones = one_group(len(blocks))
     return Quants(q, ones, half(blocks, 0), min=ones, dmin=-half(blocks, 2))
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 24]``; m is -dmin."""
+    assert quants.dmin is not None
+    return np.concatenate([halves(quants.d), halves(-quants.dmin), *pack_five_bits(quants.q)], axis=1)

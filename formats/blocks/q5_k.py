@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
-from formats.blocks.q4_k import scales_and_mins
+from formats.blocks.packing import half, halves, pack_planes, planes
+from formats.blocks.q4_k import pack_scales_and_mins, scales_and_mins
 from formats.blocks.quants import Quants
 
 HALVES_AT = (0, 2)
@@ -29,3 +29,13 @@ def unpack(blocks: np.ndarray) -> Quants:
     q |= planes(blocks[:, 48:176], bits=4, run=32)
     scale, minimum = scales_and_mins(blocks[:, 4:16])
     return Quants(q.view(np.int8), scale, half(blocks, 0), minimum, half(blocks, 2))
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 176]``."""
+    assert quants.min is not None
+    assert quants.dmin is not None
+    q = quants.q.view(np.uint8)
+    high, low = pack_planes(q >> np.uint8(4), bits=1, run=32), pack_planes(q, bits=4, run=32)
+    scales = pack_scales_and_mins(quants.scale, quants.min)
+    return np.concatenate([halves(quants.d), halves(quants.dmin), scales, high, low], axis=1)

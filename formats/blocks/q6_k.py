@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
+from formats.blocks.packing import half, halves, pack_planes, planes
 from formats.blocks.quants import Quants
 
 HALVES_AT = (208,)
@@ -30,3 +30,10 @@ def unpack(blocks: np.ndarray) -> Quants:
     q = bits.view(np.int8)
     q -= np.int8(32)
     return Quants(q, blocks[:, 192:208].view(np.int8), half(blocks, 208))
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 210]``."""
+    q = (quants.q + np.int8(32)).view(np.uint8)
+    low, high = pack_planes(q, bits=4, run=64), pack_planes(q >> np.uint8(4), bits=2, run=32)
+    return np.concatenate([low, high, quants.scale.view(np.uint8), halves(quants.d)], axis=1)

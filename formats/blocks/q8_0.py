@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half
+from formats.blocks.packing import half, halves
 from formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0,)
@@ -22,3 +22,8 @@ HALVES_AT = (0,)
 def unpack(blocks: np.ndarray) -> Quants:
     """uint8 ``[n_blocks, 34]`` -> q in -128..127 (a view of the bytes), no group scales, no min."""
     return Quants(blocks[:, 2:34].view(np.int8), one_group(len(blocks)), half(blocks, 0))
+
+
+def pack(quants: Quants) -> np.ndarray:
+    """The inverse of `unpack`: uint8 ``[n_blocks, 34]``."""
+    return np.concatenate([halves(quants.d), quants.q.view(np.uint8)], axis=1)

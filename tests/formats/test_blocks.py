@@ -137,3 +137,33 @@ def test_an_infinite_scale_decodes_without_a_warning() -> None:
     y = by_hand("Q4_K", {0: [0x00, 0x7C], 4: [1], 16: [0x01]})  # d = inf; q[0] = 1, q[1] = 0
     assert y[0] == np.inf
     assert np.isnan(y[1])  # inf * 0, which NumPy would warn about and `filterwarnings = error` would raise
+
+
+@pytest.mark.parametrize("type_name", [name for name in blocks.ENCODABLE if name in QUANTISED])
+def test_packing_undoes_unpacking_byte_for_byte(type_name: str) -> None:
+    raw = random_blocks(type_name, 96).reshape(2, 3, -1)
+    assert np.array_equal(blocks.pack(type_name, blocks.unpack(type_name, raw)), raw)
+
+
+def test_the_types_that_can_be_written_are_these_eleven() -> None:
+    assert set(blocks.ENCODABLE) == {
+        "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
+def test_encoding_a_float_type_is_that_of_the_gguf_package(type_name: str) -> None:
+    bits = np.random.default_rng(3).integers(0, 1 << 32, 4096, dtype=np.uint32)
+    ties = np.arange(0x3F80_0000, 0x3F84_0000, 0x0800, dtype=np.uint32)  # halfway between bf16 and f16 neighbours
+    values = np.concatenate([bits, ties]).view(np.float32)
+    values = values[np.isfinite(values)].reshape(1, -1)
+    with np.errstate(over="ignore"):
+        expected = quants.quantize(values, GGMLQuantizationType[type_name]).view(np.uint8)
+    assert np.array_equal(blocks.encode(type_name, values), expected)
+
+
+def test_a_type_that_cannot_be_written_is_a_model_error() -> None:
+    with pytest.raises(ModelError, match="read but not write"):
+        blocks.pack("Q2_K", blocks.unpack("Q2_K", random_blocks("Q2_K", 1)))
+    with pytest.raises(ModelError, match="no float type"):
+        blocks.encode("Q2_K", np.zeros((1, 256), np.float32))
