@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import bench, chat, inspect, options, pull, quantize, run, tokenize
+from assay.commands import bench, chat, convert, inspect, options, pull, quantize, run, tokenize
 from formats import AssayError
 
 EPILOG = (
@@ -34,6 +34,7 @@ app.command("run", epilog=EPILOG)(run.command)
 app.command("chat", epilog=EPILOG)(chat.command)
 app.command("tokenize", epilog=EPILOG)(tokenize.command)
 app.command("inspect", epilog=EPILOG)(inspect.command)
+app.command("convert", epilog=EPILOG)(convert.command)
 app.command("pull", epilog=EPILOG)(pull.command)
 app.command("bench", epilog=EPILOG)(bench.command)
 app.command("quantize", epilog=EPILOG)(quantize.command)

@@ -114,3 +114,8 @@ def sha256_of(path: Path, progress: Progress = quiet) -> str:
             done += len(chunk)
             progress(done, total, "verifying")
     return digest.hexdigest()
+
+
+def unfinished(final: Path) -> Path:
+    """A name beside ``final`` for what is not finished: nobody else's, and recognised as rubbish if it stays."""
+    return beside(final, f".{secrets.token_hex(4)}{UNFINISHED}")

@@ -168,10 +168,26 @@ def own_metadata(container: Container) -> tuple[dict[str, Any], dict[str, Keepsa
 
 def with_keepsakes(metadata: Mapping[str, Any], keepsakes: Mapping[str, Keepsake], target: str) -> dict[str, Any]:
     """``metadata`` of a ``target`` file with the keepsakes of other formats in it."""
-    keys: dict[str, Any] = {f"{PREFIX}{name}": keepsake for name, keepsake in sorted(keepsakes.items()) if name != target}
+    keys = {f"{PREFIX}{name}": keepsake for name, keepsake in sorted(keepsakes.items()) if name != target}
     if target == "gguf":
         return {**metadata, **{key: typed("string", json.dumps(value, ensure_ascii=False, separators=(",", ":")))
                                for key, value in keys.items()}}  # fmt: skip
     if target == "hf":
         return {**metadata, CONFIG: {**metadata[CONFIG], **keys}}
     return {**metadata, **keys}
+
+
+def names_of(keep: Mapping[str, Any]) -> list[str]:
+    """The file's tensor names that were kept, in its order; [] if they are the usual ones."""
+    names = keep.get("tensors", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        damaged("tensors is no list of names")
+    return names
+
+
+def dtypes_of(keep: Mapping[str, Any]) -> dict[str, str]:
+    """Types that vectors had before they were widened."""
+    dtypes = keep.get("dtypes", {})
+    if not isinstance(dtypes, dict) or not all(isinstance(kind, str) for kind in dtypes.values()):
+        damaged("dtypes is no object of names")
+    return dtypes
