@@ -21,7 +21,7 @@ LISTED_AT_MOST = 12
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="A GGUF or APR file, a Hugging Face folder, a catalogue name, builtin.")],
+    source: Annotated[str, typer.Argument(help="A GGUF or APR file, a Hugging Face folder, a name, builtin.")],
     target: Annotated[Path, typer.Argument(help="What to write: NAME.gguf, NAME.apr, or a folder.")],
     to: Annotated[str | None, typer.Option(help="gguf, apr or hf, where the name does not say it.")] = None,
     treatment: Annotated[
