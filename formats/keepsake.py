@@ -166,6 +166,12 @@ def own_metadata(container: Container) -> tuple[dict[str, Any], dict[str, Keepsa
     return own, {key.removeprefix(PREFIX): keepsake for key, keepsake in found.items()}
 
 
+def demand_values(metadata: Mapping[str, Any]) -> None:
+    """Raise ModelError unless every value of what is to be GGUF metadata has a type."""
+    if odd := [key for key, value in metadata.items() if not isinstance(value, Value)]:
+        damaged(f"{odd[0]} has no type")
+
+
 def with_keepsakes(metadata: Mapping[str, Any], keepsakes: Mapping[str, Keepsake], target: str) -> dict[str, Any]:
     """``metadata`` of a ``target`` file with the keepsakes of other formats in it."""
     keys = {f"{PREFIX}{name}": keepsake for name, keepsake in sorted(keepsakes.items()) if name != target}

@@ -260,8 +260,8 @@ def hf_of(facts: Facts, types: list[str], *, merges_as_pairs: bool = True, templ
         "pad_token_id": facts.pad_id,
     }
     tokenizer = tokenizer_json(vocabulary.tokens, vocabulary.kinds, vocabulary.merges, merges_as_pairs=merges_as_pairs)
-    files = {CONFIG: stated(config_json), GENERATION: stated(generation), TOKENIZER: tokenizer,
-             TOKENIZER_CONFIG: stated(tokenizer_config(facts))}  # fmt: skip
+    files = {CONFIG: stated(config_json), TOKENIZER: tokenizer, TOKENIZER_CONFIG: stated(tokenizer_config(facts)),
+             GENERATION: stated(generation)}  # fmt: skip  in the order in which formats/hf_folder.py reads them
     if template_file and facts.chat_template:
         files[TEMPLATE] = files[TOKENIZER_CONFIG].pop("chat_template")
     return files
