@@ -174,18 +174,38 @@ def keepsake_of(before: Opened, target: str, planned: Sequence[Planned]) -> keep
     copied = before.model.config.tied and any(hf_name(OUTPUT) == name for name in before.container.tensors)
     usual = derived(form, as_stated_in(before.facts, target), before.matrices, style=style_of(before),
                     copied_output=copied)  # fmt: skip
-    own, treated = before.own, any(p.promise != SAME and len(p.source.shape) > 1 for p in planned)
-    if treated:
-        own = without_types(own, usual)
+    own = without_types(before.own, usual) if treats(planned) else before.own
     keep: dict[str, Any] = {"metadata": keepsake.difference(own, usual), "style": style_of(before)}
     names = list(before.container.tensors)
     if names != usual_names(form, before, copied_output=form == "apr" and before.model.config.tied):
         keep["tensors"] = names
     keep["dtypes"] = {p.source.name: p.source.type.name for p in planned
-                      if len(p.source.shape) < 2 and p.type.name != p.source.type.name}  # fmt: skip
+                      if len(p.source.shape) < 2 and p.type.name == "F32" != p.source.type.name}  # fmt: skip
     if isinstance(before.container, Apr):
         keep["flags"] = before.container.header.flags & FLAGS
     return {key: value for key, value in keep.items() if value} or None
+
+
+def treats(planned: Sequence[Planned]) -> bool:
+    """Whether a matrix changes its type."""
+    return any(p.promise != SAME and len(p.source.shape) > 1 for p in planned)
+
+
+def carried_on(before: Opened, form: str, target: str, planned: Sequence[Planned]) -> keepsake.Keepsake | None:
+    """A keepsake of format ``form`` that the source has already, for a ``target`` file, which may state fewer facts."""
+    keep = dict(before.keepsakes[form])
+    if "metadata" not in keep:
+        return keep or None
+
+    def usual(facts: Facts) -> dict[str, Any]:
+        return derived(form, facts, before.matrices, style=keep.get("style"))
+
+    whole = keepsake.restored(usual(before.facts), keep["metadata"])
+    if treats(planned):
+        whole = without_types(whole, usual(before.facts))
+    difference = keepsake.difference(whole, usual(as_stated_in(before.facts, target)))
+    rest = {key: value for key, value in keep.items() if key != "metadata"}
+    return ({"metadata": difference} if difference else {}) | rest or None
 
 
 def without_types(own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,11 +226,12 @@ def write(before: Opened, path: Path, form: str, treatment: str | None, every: b
     names = keepsake.names_of(keep)
     planned = plan(before.container, before.model, form, treatment=treatment, every=every,
                    dtypes=keepsake.dtypes_of(keep), names=canonical_names(names))  # fmt: skip
-    others = dict(before.keepsakes)
+    others = {name: carried_on(before, name, form, planned) for name in before.keepsakes}
     if own_keep := keepsake_of(before, form, planned):
         others[before.container.format] = own_keep
         if same_form:
             keep, names = own_keep, keepsake.names_of(own_keep)
+    others = {name: kept for name, kept in others.items() if kept}
     copied = form == "apr" and before.model.config.tied and (not names or OUTPUT in canonical_names(names))
     types = [p.type.name for p in planned if len(p.source.shape) > 1]
     metadata = keepsake.restored(derived(form, before.facts, types, style=keep.get("style"), copied_output=copied),

@@ -36,9 +36,11 @@ from formats.errors import AssayError, ModelError
 from formats.gguf import GGUF
 from formats.gguf_metadata import DTYPES, Value, typed
 from formats.hf_folder import CONFIG, HFFolder
+from formats.portable import FORMATS
 from formats.strict_json import parse_object
 
 PREFIX = "assay."
+KEYS = frozenset(f"{PREFIX}{name}" for name in FORMATS)
 Keepsake = dict[str, Any]
 
 
@@ -149,13 +151,13 @@ def own_metadata(container: Container) -> tuple[dict[str, Any], dict[str, Keepsa
     if isinstance(container, GGUF):
         values: dict[str, Any] = dict(container.metadata.stored)
         found = {key: parse_object(container.metadata.string(key).encode(), container.path, key)
-                 for key in values if key.startswith(PREFIX)}  # fmt: skip
+                 for key in values if key in KEYS}  # fmt: skip
     elif isinstance(container, Apr):
         values = dict(container.metadata)
-        found = {key: values[key] for key in values if key.startswith(PREFIX)}
+        found = {key: values[key] for key in values if key in KEYS}
     elif isinstance(container, HFFolder):
         config = container.metadata[CONFIG]
-        found = {key: config[key] for key in config if key.startswith(PREFIX)}
+        found = {key: config[key] for key in config if key in KEYS}
         values = {**container.metadata, CONFIG: {key: config[key] for key in config if key not in found}}
         values = {key: value for key, value in values.items() if not key.endswith(".safetensors")}
     else:
