@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -54,9 +55,9 @@ def forked(work: Callable[[], object]) -> int:
     return child
 
 
-def kill_once(source: Path, target: Path, seconds: float) -> bool:
+def kill_once(converter: Callable[..., object], source: Path, target: Path, seconds: float) -> bool:
     """Start a conversion, kill it after ``seconds``; whether it was still running."""
-    child = forked(lambda: convert(source, target, **options_of(target, source)))  # type: ignore[arg-type]
+    child = forked(lambda: converter(source, target, **options_of(target, source)))
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -96,13 +97,29 @@ def clear(folder: Path) -> int:
     return left
 
 
-def campaign(source: Path, folder: Path, kills: int, seed: int, say: Callable[[str], object]) -> Counter[str]:
+def careless(source: Path, target: Path, **options: Any) -> None:
+    """A converter that writes under the final name: what the campaign has to catch."""
+    temporary = target.with_name("other")
+    convert(source, temporary, to="hf" if target.suffix == "" else target.suffix[1:], **options)
+    if temporary.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        return
+    content = temporary.read_bytes()
+    temporary.unlink()
+    with target.open("wb", buffering=0) as file:
+        for at in range(0, len(content), 4096):
+            file.write(content[at : at + 4096])
+            time.sleep(0.001)
+
+
+def campaign(source: Path, folder: Path, kills: int, seed: int, converter: Callable[..., object]) -> Counter[str]:
     """Outcomes of ``kills`` kills: "absent", "old", "complete", and "BROKEN", which must not occur."""
     moments = random.Random(seed)
     complete, old, seconds = {}, {}, {}
     for name in TARGETS:
         begun = time.perf_counter()
-        convert(source, folder / name, **options_of(folder / name, source))  # type: ignore[arg-type]
+        converter(source, folder / name, **options_of(folder / name, source))
         seconds[name] = time.perf_counter() - begun
         complete[name] = digest(folder / name)
         clear(folder)
@@ -115,7 +132,7 @@ def campaign(source: Path, folder: Path, kills: int, seed: int, say: Callable[[s
         target, has_old = folder / TARGETS[turn % 3], turn // 3 % 2 == 1
         if has_old:
             put_old(target)
-        killed = kill_once(source, target, moments.uniform(0, 1.1 * seconds[target.name]))
+        killed = kill_once(converter, source, target, moments.uniform(0, 1.1 * seconds[target.name]))
         found = digest(target)
         states = {"absent": "absent", complete[target.name]: "complete", old[target.name]: "old"}
         state = states.get(found, "BROKEN")
@@ -125,7 +142,7 @@ def campaign(source: Path, folder: Path, kills: int, seed: int, say: Callable[[s
         outcomes[state] += 1
         outcomes["left .unfinished"] += clear(folder) > 0
         if state == "BROKEN":
-            say(f"BROKEN: {target}, seed {seed}, turn {turn}")
+            print(f"BROKEN: {target.name}, seed {seed}, turn {turn}")
     return outcomes
 
 
@@ -135,9 +152,11 @@ def main() -> int:
     parser.add_argument("--source", type=Path, default=BUILTIN)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None, help="where to write (a temporary folder)")
+    parser.add_argument("--careless", action="store_true", help="use a converter that must be caught: exit code 1")
     arguments = parser.parse_args()
+    converter = careless if arguments.careless else convert
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        outcomes = campaign(arguments.source, Path(folder), arguments.kills, arguments.seed, print)
+        outcomes = campaign(arguments.source, Path(folder), arguments.kills, arguments.seed, converter)
     print(", ".join(f"{n} {what}" for what, n in outcomes.items()))
     return 1 if outcomes["BROKEN"] else 0
 
