@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ MAX_METADATA = 16 << 20
 MAX_VALUES = 1 << 20
 """Commas, and so roughly values: what bounds the memory that 16 MiB of ``[],[],[]`` would otherwise take."""
 MAX_DEPTH = 32
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 ALIASES = {
     "hidden_size": ("hidden_dim", "d_model", "n_embd"),
     "num_layers": ("n_layers", "num_hidden_layers", "n_layer"),
@@ -167,8 +169,7 @@ def parse(raw: bytes, path: Path, offset: int) -> AprMetadata:
         raise fail(f"it has about {n} values, more than the {MAX_VALUES} allowed")
     try:
         values = json.loads(raw.decode(), parse_constant=constant, parse_float=floating)
-        if b"\\u" in raw:
-            # One half of a surrogate pair is a string that no file and no terminal could be given.
+        if SURROGATE.search(raw):  # one half of a pair is a string that no file and no terminal could be given
             json.dumps(values, ensure_ascii=False).encode()
     except UnicodeError as error:
         raise fail("it is not valid UTF-8") from error

@@ -264,6 +264,14 @@ def test_truncation_at_every_byte(tmp_path, keep):
     refused(path, None, read_apr, strict=True)
 
 
+def test_truncation_inside_the_padding_of_the_last_tensor(tmp_path):
+    """All of its data is there, but no writer leaves the padding out: the rest is missing."""
+    whole, path = bytes(File({}, [Tensor()])), tmp_path / "cut.apr"
+    for keep in range(len(whole) - 4 - 32, len(whole) - 4):
+        path.write_bytes(whole[:keep])
+        refused(path, "out-of-file", read_apr)
+
+
 def test_pipes_and_changing_files_are_the_cursors_business(tmp_path, monkeypatch):
     """As for GGUF (test_gguf_opening.py): here only that the APR reader takes the same precautions."""
     os.mkfifo(tmp_path / "pipe")

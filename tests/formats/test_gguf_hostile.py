@@ -28,7 +28,7 @@ def refuse(tmp_path: Path):
     def _refuse(content: File | bytes, code: str | None = None, **options: bool) -> FormatError:
         path = tmp_path / "hostile.gguf"
         path.write_bytes(bytes(content))
-        return refused(path, code, **options)
+        return refused(path, code, read_gguf, **options)
 
     return _refuse
 
