@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 SMALLEST_CAPACITY = 256
@@ -43,8 +44,9 @@ class KVCache:
     def clear(self) -> None:
         """Hold one empty sequence, in arrays of the smallest capacity."""
         self.sequences: list[list[int]] = [[]]
-        self.k = jnp.zeros((*self._size, SMALLEST_CAPACITY), self._dtype)
-        self.v = jnp.zeros((*self._size[:3], SMALLEST_CAPACITY, self._size[3]), self._dtype)
+        # From the host: jnp.zeros would compile a program for each.
+        self.k = jnp.asarray(np.zeros((*self._size, SMALLEST_CAPACITY), self._dtype))
+        self.v = jnp.asarray(np.zeros((*self._size[:3], SMALLEST_CAPACITY, self._size[3]), self._dtype))
 
     @property
     def ids(self) -> list[int]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from accel.layout import GROUP, LAYOUTS, Layout
+from accel.layout import GROUP, LAYOUTS, Layout, evenly_spaced
 
 Planes = Sequence[jax.Array]
 """The planes of one matrix: uint16 [n_groups, n_outputs] each."""
@@ -40,7 +40,8 @@ def group_dots(layout: Layout, planes: Planes, x: jax.Array) -> list[jax.Array]:
     """
     center = 0 if layout.bits == 4 else 1 << layout.bits - 1
     n_runs = len(layout.words)
-    totals = x.reshape(len(x), n_runs, -1).astype(jnp.int32).sum(2)  # the elements of a run follow one another
+    elements_of = np.array([sorted({field.element for word in run for field in word}) for run in layout.words])
+    totals = in_order(x, elements_of.reshape(-1)).reshape(len(x), n_runs, -1).astype(jnp.int32).sum(2)
     # Made once, before the loop: shifting and subtracting activations in it costs as much as the products.
     factors, totals = lax.optimization_barrier((telescoped(layout, x), totals))
     fields, planes_left = iter(range(factors.shape[1])), iter(planes)
@@ -55,6 +56,11 @@ def group_dots(layout: Layout, planes: Planes, x: jax.Array) -> list[jax.Array]:
                 shift += field.bits
         dots[part] += lax.bitcast_convert_type(sums, jnp.int16).astype(jnp.int32) + (center - layout.zero) * total
     return dots
+
+
+def in_order(x: jax.Array, elements: np.ndarray) -> jax.Array:
+    """Columns ``elements`` of x; nothing to do where they stand in that order already."""
+    return x if np.array_equal(elements, np.arange(x.shape[1])) else x[:, elements]
 
 
 def telescoped(layout: Layout, x: jax.Array) -> jax.Array:
@@ -120,10 +126,3 @@ def sheets(type_name: str, planes: Planes) -> list[tuple[list[int], jax.Array]]:
             quants += (of_planes >> shift & (1 << bits) - 1) << low
         out.append((members, quants))
     return out
-
-
-def evenly_spaced(numbers: Sequence[int]) -> slice:
-    """The slice that selects these ascending numbers, which XLA reads in place."""
-    step = numbers[1] - numbers[0]
-    assert list(numbers) == list(range(numbers[0], numbers[-1] + 1, step))
-    return slice(numbers[0], numbers[-1] + 1, step)

@@ -137,7 +137,6 @@ def read_prompt(model: Model, ids: list[int], cache: KVCache, settings: Settings
     known = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(cache.ids, ids[:-1], strict=False))))
     cache.truncate(known)
     choice, _, seen = model.read(ids[known:], cache, model.new_seen(ids), settings, logprobs)
-    choice = jax.device_get(choice)
     clock.prefilled(len(ids) - known)
     return choice, seen
 

@@ -7,7 +7,7 @@ its own, a *plane* [n_groups, n_outputs].
 
 How the integers share words depends only on their width; bit 0 is on the left:
 
-    4 bits   8 planes   | e  | e  | e  | e  |           four a word
+    4 bits   8 planes   | e  |e+16|e+1 |e+17|           four a word, e even: what two bytes of Q4_0 are already
     5 bits  10 planes   |  e  |  e  |  e  |1|           three a word; every sixteenth element is spread over the
                                                         top bits of five words, bit k in word k
     6 bits  12 planes   |  e   |  e   | 4  |            two a word; the top four bits of three words hold two more:
@@ -28,11 +28,17 @@ added), and so many bits are read as the file has, but for the 6-bit scales of Q
 bytes: 148 for 144. Words of 16 bits rather than bytes, because the arithmetic is in 16 bits: nothing has to be
 widened, and half as many streams are read. No word is split between a low and a high part that would be multiplied
 separately: that made Q5_0 1.4, Q8_0 1.5 and Q6_K 1.1 times faster than planes of nibbles, bits and bytes.
+
+Packing goes by 16-bit words as well. The file keeps neighbouring elements in neighbouring bytes, so two bytes of it
+hold a *pair* of integers, one in either byte, and every word is made of pairs shifted, masked and laid together:
+half the elements to transpose, and two fields for the price of one wherever both move alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, reduce
+from operator import or_
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +77,7 @@ class Layout(NamedTuple):
 
 def four_bits(first: int) -> tuple[Word, ...]:
     """16 elements in 4 words."""
-    return tuple(tuple(Field(4, first + 4 * k + i) for i in range(4)) for k in range(4))
+    return tuple(tuple(Field(4, first + 2 * k + i) for i in (0, 16, 1, 17)) for k in range(4))
 
 
 def five_bits(first: int) -> tuple[Word, ...]:
@@ -91,7 +97,7 @@ def eight_bits(first: int) -> tuple[Word, ...]:
     return ((Field(8, first), Field(8, first + 1)),)
 
 
-FOUR = tuple(four_bits(first) for first in (0, 16))
+FOUR = tuple(four_bits(first) for first in (0, 8))
 FIVE = tuple(five_bits(first) for first in (0, 16))
 SIX = tuple(six_bits(first) for first in range(0, GROUP, 8))
 EIGHT = tuple(eight_bits(first) for first in range(0, GROUP, 2))
@@ -115,99 +121,154 @@ groups along the input, N outputs. Absent where a type has none."""
 def parts_of(type_name: str, raw: np.ndarray) -> Parts:
     """Rows of blocks, uint8 [N, row_bytes], as planes. The blocks are drawn in ``formats/blocks/``.
 
-    The bytes are transposed first, all else is elementwise along the outputs.
+    The bytes are transposed first, two at a time; all else is elementwise along the outputs.
     """
-    block_bytes = BY_NAME[type_name].block_bytes
-    parts = READERS[type_name](np.ascontiguousarray(raw.T).reshape(-1, block_bytes, len(raw)))
-    integers = parts.pop("integers")
-    words = [word for run in LAYOUTS[type_name].words for word in run]
-    return parts | {f"word{i}": pack_word(word, integers) for i, word in enumerate(words)}
+    layout, block_bytes = LAYOUTS[type_name], BY_NAME[type_name].block_bytes
+    parts = READERS[type_name](np.ascontiguousarray(raw.view("<u2").T).reshape(-1, block_bytes // 2, len(raw)))
+    pairs = parts.pop("pairs")
+    for moves, numbers in alike(layout):
+        words = lay_together(moves, pairs)
+        parts |= {f"word{number}": words[:, i] for i, number in enumerate(numbers)}
+    return parts
 
 
-def pack_word(word: Word, integers: np.ndarray) -> np.ndarray:
-    """The plane of one word, uint16 [G, N], from integers uint8 [G, 32, N]."""
-    plane, shift = np.zeros((len(integers), integers.shape[2]), np.uint16), 0
-    for field in word:
-        value = integers[:, field.element] >> np.uint8(field.low) & np.uint8((1 << field.bits) - 1)
-        plane |= value.astype(np.uint16) << np.uint16(shift)
-        shift += field.bits
-    return plane
+class Move(NamedTuple):
+    """Bits ``mask`` of each of some pairs, moved ``shift`` bits to the left."""
+
+    shift: int
+    mask: int
+    pairs: slice
 
 
-def half(blocks: np.ndarray, at: int) -> np.ndarray:
-    """The f16 at byte ``at`` of each block: [n_blocks, N]."""
-    return (blocks[:, at] | blocks[:, at + 1].astype(np.uint16) << np.uint16(8)).view(np.float16)
+@cache
+def alike(layout: Layout) -> list[tuple[list[Move], list[int]]]:
+    """How words are made of pairs, those together that are made alike: (moves, numbers of the words)."""
+    patterns: dict[tuple[tuple[int, int], ...], list[tuple[int, list[int]]]] = {}
+    for number, word in enumerate(word for run in layout.words for word in run):
+        taken: dict[tuple[int, int], int] = {}  # (pair, shift) -> mask: fields that move together are one
+        at = 0
+        for field in word:
+            pair, place = field.element // 2, 8 * (field.element % 2) + field.low
+            taken[pair, at - place] = taken.get((pair, at - place), 0) | ((1 << field.bits) - 1) << place
+            at += field.bits
+        pattern = tuple((shift, mask) for (_, shift), mask in taken.items())
+        patterns.setdefault(pattern, []).append((number, [pair for pair, _ in taken]))
+    whole = ((1 << layout.bits) - 1) * 0x101  # all that a pair may have: no mask needed
+    return [
+        ([Move(shift, 0 if mask == whole else mask, evenly_spaced(pairs))
+          for (shift, mask), pairs in zip(pattern, zip(*(pairs for _, pairs in words), strict=True), strict=True)],
+         [number for number, _ in words])
+        for pattern, words in patterns.items()
+    ]  # fmt: skip
+
+
+def lay_together(moves: Sequence[Move], pairs: np.ndarray) -> np.ndarray:
+    """Words made alike, uint16 [G, n_words, N], from pairs uint16 [G, 16, N]."""
+
+    def moved(move: Move) -> np.ndarray:
+        part = pairs[:, move.pairs]
+        if move.mask:
+            part = part & np.uint16(move.mask)
+        if move.shift:
+            part = part << np.uint16(move.shift) if move.shift > 0 else part >> np.uint16(-move.shift)
+        return part
+
+    return reduce(or_, map(moved, moves))
+
+
+def evenly_spaced(numbers: Sequence[int]) -> slice:
+    """The slice that selects these ascending numbers: a view, not a copy."""
+    step = numbers[1] - numbers[0]
+    assert list(numbers) == list(range(numbers[0], numbers[-1] + 1, step))
+    return slice(numbers[0], numbers[-1] + 1, step)
+
+
+LOW = np.uint16(0x0F0F)
+"""The low nibble of either byte."""
 
 
 def nibbles(blocks: np.ndarray) -> np.ndarray:
-    """Bytes [.., n, N] -> [.., 2n, N]: all low nibbles, then all high ones."""
-    return np.concatenate([blocks & np.uint8(15), blocks >> np.uint8(4)], axis=-2)
+    """Words [.., n, N] -> [.., 2n, N]: the low nibbles of all, then the high ones."""
+    return np.concatenate([blocks & LOW, blocks >> np.uint16(4) & LOW], axis=-2)
 
 
-def one_group(d: int, dmin: int | None, high: int | None, low: int) -> Callable[[np.ndarray], Parts]:
-    """Reader of a 32-element type of 4 or 5 bits, from the offsets of its parts."""
+def bytes_of(blocks: np.ndarray) -> np.ndarray:
+    """Words [n_blocks, n, N] -> their bytes in order, uint8 [n_blocks, 2n, N]."""
+    both = np.stack([blocks & np.uint16(255), blocks >> np.uint16(8)], axis=2)
+    return both.astype(np.uint8).reshape(len(blocks), -1, blocks.shape[-1])
+
+
+def one_group(*, dmin: bool, fifth: bool) -> Callable[[np.ndarray], Parts]:
+    """Reader of a 32-element type of 4 or 5 bits: d, perhaps dmin, perhaps 32 fifth bits, then nibbles."""
 
     def read(blocks: np.ndarray) -> Parts:
-        out = {"d": half(blocks, d), "integers": nibbles(blocks[:, low:])}
-        if dmin is not None:
-            out["dmin"] = -half(blocks, dmin)  # these two types *add* a minimum; a sign is all the difference
-        if high is not None:
-            bits = np.unpackbits(blocks[:, high:low], axis=1, bitorder="little")  # bit e: the fifth of element e
-            out["integers"] |= bits << np.uint8(4)
+        out = {"d": blocks[:, 0].view(np.float16), "pairs": nibbles(blocks[:, 1 + dmin + 2 * fifth :])}
+        if dmin:
+            out["dmin"] = -blocks[:, 1].view(np.float16)  # these two types *add* a minimum; a sign is all the difference
+        if fifth:  # bit e of 32: element e's
+            at = np.arange(8, dtype=np.uint16)[:, None] * np.uint16(2)
+            two = blocks[:, 1 + dmin : 3 + dmin, None] >> at  # [n_blocks, 2, 8, N]: a pair's bits lowest
+            out["pairs"] |= ((two & 1) << 4 | (two & 2) << 11).reshape(out["pairs"].shape)
         return out
 
     return read
 
 
 def q8_0(blocks: np.ndarray) -> Parts:
-    return {"d": half(blocks, 0), "integers": blocks[:, 2:] ^ np.uint8(128)}
+    return {"d": blocks[:, 0].view(np.float16), "pairs": blocks[:, 1:] ^ np.uint16(0x8080)}
 
 
 def scales_and_mins(packed: np.ndarray) -> Parts:
-    """Q4_K's twelve scale bytes [n_blocks, 12, N] as eight scales and eight mins, uint8 [G, N] each."""
-    a, b, c = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    """Q4_K's twelve scale bytes, words [n_blocks, 6, N], as eight scales and eight mins, uint8 [G, N] each."""
+    a, b, c = np.split(bytes_of(packed), 3, axis=1)
     scales = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1)
     mins = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1)
     return {"scale0": scales.reshape(-1, scales.shape[-1]), "min": mins.reshape(-1, mins.shape[-1])}
 
 
-def q4_k(blocks: np.ndarray) -> Parts:
-    """32 bytes hold two groups: the low nibbles one, the high nibbles the next."""
+def q4_k(blocks: np.ndarray, quants: int = 8) -> Parts:
+    """32 bytes hold two groups: the low nibbles one, the high nibbles the next. They begin at word ``quants``."""
     n_out = blocks.shape[-1]
-    integers = nibbles(blocks[:, 16:].reshape(-1, 4, 32, n_out)).reshape(-1, GROUP, n_out)
-    return {"integers": integers, **scales_and_mins(blocks[:, 4:16]), "d": half(blocks, 0), "dmin": half(blocks, 2)}
+    return {
+        "pairs": nibbles(blocks[:, quants:].reshape(-1, 16, n_out)).reshape(-1, 16, n_out),
+        **scales_and_mins(blocks[:, 2:8]),
+        "d": blocks[:, 0].view(np.float16),
+        "dmin": blocks[:, 1].view(np.float16),
+    }
 
 
 def q5_k(blocks: np.ndarray) -> Parts:
     """As Q4_K; bit g of high byte l is the fifth bit of element l of group g."""
-    parts = q4_k(np.delete(blocks, np.s_[16:48], axis=1))
-    high = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None, None] & np.uint8(1)  # [n_blocks, g, l, N]
-    parts["integers"] |= high.reshape(parts["integers"].shape) << np.uint8(4)
+    parts = q4_k(blocks, 24)
+    high = blocks[:, None, 8:24] >> np.arange(8, dtype=np.uint16)[:, None, None] & np.uint16(0x0101)
+    parts["pairs"] |= high.reshape(parts["pairs"].shape) << np.uint16(4)
     return parts
 
 
 def q6_k(blocks: np.ndarray) -> Parts:
     """Half h (of 128), quarter k (of 32), l: nibbles in ql[h, k & 1, l], high ones for k >= 2; pairs in qh[h, l]."""
     n_out = blocks.shape[-1]
-    low = nibbles(blocks[:, :128].reshape(-1, 2, 64, n_out)).reshape(-1, 2, 4, 32, n_out)
-    pairs = blocks[:, 128:192].reshape(-1, 2, 1, 32, n_out) >> np.array([0, 2, 4, 6], np.uint8)[:, None, None]
-    scales = blocks[:, 192:208].view(np.int8).reshape(-1, 2, n_out)
+    low = nibbles(blocks[:, :64].reshape(-1, 32, n_out)).reshape(-1, 2, 4, 16, n_out)
+    top = blocks[:, 64:96].reshape(-1, 2, 1, 16, n_out) >> np.array([0, 2, 4, 6], np.uint16)[:, None, None]
+    low |= (top & np.uint16(0x0303)) << np.uint16(4)
+    scales = bytes_of(blocks[:, 96:104]).view(np.int8).reshape(-1, 2, n_out)
     return {
-        "integers": (low | (pairs & np.uint8(3)) << np.uint8(4)).reshape(-1, GROUP, n_out),
+        "pairs": low.reshape(-1, 16, n_out),
         "scale0": scales[:, 0],
         "scale1": scales[:, 1],
-        "d": half(blocks, 208),
+        "d": blocks[:, 104].view(np.float16),
     }
 
 
 READERS: dict[str, Callable[[np.ndarray], Parts]] = {
-    "Q4_0": one_group(d=0, dmin=None, high=None, low=2),
-    "Q4_1": one_group(d=0, dmin=2, high=None, low=4),
-    "Q5_0": one_group(d=0, dmin=None, high=2, low=6),
-    "Q5_1": one_group(d=0, dmin=2, high=4, low=8),
+    "Q4_0": one_group(dmin=False, fifth=False),
+    "Q4_1": one_group(dmin=True, fifth=False),
+    "Q5_0": one_group(dmin=False, fifth=True),
+    "Q5_1": one_group(dmin=True, fifth=True),
     "Q8_0": q8_0,
     "Q4_K": q4_k,
     "Q5_K": q5_k,
     "Q6_K": q6_k,
 }
-"""From bytes [n_blocks, block_bytes, N] to the parts of ``Parts``, and ``integers``: uint8 [G, 32, N]."""
+"""From words [n_blocks, block_bytes / 2, N] to the parts of ``Parts``, and ``pairs``: uint16 [G, 16, N], elements 2j and
+2j + 1 of a group in the low and the high byte."""

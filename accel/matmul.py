@@ -4,7 +4,8 @@ Three ways, chosen by the arithmetic and by how many tokens there are:
 
     fast, few tokens    integer dots (``accel/dots.py``): activations in 8 bits, the weights' own integers; exact to
                         the ggml arithmetic but for the order in which f32 partial sums are added
-    fast, many tokens   the layer's weights decoded to bf16 once, bf16 dots with f32 accumulation
+    fast, many tokens   the layer's weights decoded once, dots with f32 accumulation: of bf16 where the device has
+                        instructions for it, else of f32 (``accel/device.py``)
     f32                 the same two shapes in f32: no activation is rounded; the oracle's numbers to rounding
 
 The order of the inputs in a dot is free. Decoded weights therefore keep the order of the planes, [element, group],
@@ -24,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from accel.blocks import dequantize
+from accel.device import dense_type
 from accel.dots import elements, group_dots, sheets
 from accel.layout import GROUP, LAYOUTS
 from accel.pack import Packed, Stack
@@ -110,7 +112,7 @@ def product(x: jax.Array, rounded: Activations, packed: Packed, slot: jax.Array,
         return one_by_one(integer_product, a, packed, slot)
     if len(x) <= FEW_TOKENS:
         return one_by_one(float_product, x, packed, slot)
-    dtype = jnp.dtype(jnp.bfloat16 if arith == "fast" else jnp.float32)
+    dtype = dense_type() if arith == "fast" else jnp.dtype(jnp.float32)
     width = n_out
     while width > WIDEST_DECODED and width % 2 == 0:
         width //= 2

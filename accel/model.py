@@ -18,6 +18,7 @@ from jax.experimental import io_callback
 
 from accel.attention import CACHE_TYPES, KVCache
 from accel.chat import render
+from accel.device import dense_type
 from accel.pack import pack, plan
 from accel.programs import Programs, keep_programs_on_disk
 from accel.rope import rope_table
@@ -31,8 +32,11 @@ ARITHMETICS = ("fast", "f32")
 """The first is the default; ``accel/matmul.py`` says what each computes."""
 CACHE_TYPE_OF = {"fast": "f16", "f32": "f32"}
 """Unless another is asked for. llama.cpp keeps f16, and so does the oracle's ggml arithmetic."""
-CHUNKS = (1, 8, 16, 32, 64, 128, 256, 512)
+CHUNKS = (16, 32, 64, 128, 256, 512)
 """Lengths a program is compiled for; a shorter piece of prompt is padded up to the next."""
+ONE_BY_ONE = 8
+"""Up to so many tokens are read as decoding reads them: each costs the weights once more, but a generation needs that
+program anyway, and compiling one for 8 tokens takes longer than reading them so often."""
 
 
 class Model:
@@ -86,7 +90,7 @@ class Model:
         """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
         cache = self.new_cache() if cache is None else cache
         _, logits, _ = self.read(ids, cache, self.new_seen([]), settings_of(Sampling()))
-        return finite_logits(logits), cache
+        return finite_logits(logits)[0], cache
 
     def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
         """Append one token; logits [n_vocab] after it, and the cache."""
@@ -113,20 +117,22 @@ class Model:
              n_top: int = 0) -> tuple[Choice, jax.Array, jax.Array]:  # fmt: skip
         """Append ``ids`` to the only sequence of the cache, chunk by chunk, and choose the first token after them.
 
-        Returns the choice, the logits [n_rows] and ``seen``, which was donated; all of them on the device.
+        Returns the choice, in NumPy scalars, and on the device the logits [1, n_rows] and ``seen``, which was donated.
         """
         self.file.check_ids(ids, n_past=len(cache.ids))
-        choice, logits = None, jnp.empty(0)
+        choices: Any = None
+        logits: Any = None
         for at in range(0, len(ids), CHUNKS[-1]):
             piece = list(ids[at : at + CHUNKS[-1]])
-            if len(piece) == 1:
-                steps, _, logits, seen = self.burst(piece, cache, seen, settings, 0, 1, np.zeros(1, bool), n_top)
-                choice = jax.tree.map(lambda a: a[0, 0], steps)
+            if len(piece) <= ONE_BY_ONE:
+                for token in piece:
+                    steps, _, logits, seen = self.burst([token], cache, seen, settings, 0, 1, np.zeros(1, bool), n_top)
+                    choices = jax.tree.map(lambda a: a[0], jax.device_get(steps))
+                    cache.ids.append(token)
             else:
-                choice, logits, seen = self._read_chunk(piece, cache, seen, settings, n_top)
-            cache.ids.extend(piece)
-        assert choice is not None
-        return choice, logits, seen
+                choices, logits, seen = self._read_chunk(piece, cache, seen, settings, n_top)
+                cache.ids.extend(piece)
+        return jax.tree.map(lambda a: a[0], choices), logits, seen
 
     def _read_chunk(self, ids: list[int], cache: KVCache, seen: jax.Array, settings: Settings,
                     n_top: int) -> tuple[Choice, jax.Array, jax.Array]:  # fmt: skip
@@ -134,21 +140,21 @@ class Model:
         start = np.array([len(cache.ids)], np.int32)
         cache.reserve(len(cache.ids) + padded.shape[1])
         function = jitted(read, self.file.config, self.arith, n_top, len(self.file.vocabulary))
-        choice, logits, state = self.programs.run(
+        choices, logits, state = self.programs.run(
             ("read", padded.shape, cache.capacity, n_top, settings.greedy), function, self.params, padded,
             np.int32(len(ids)), start, self._turns(cache.capacity), State(cache.k, cache.v, seen), settings,
             np.int32(0),
         )  # fmt: skip
         cache.k, cache.v, seen = state
-        return jax.tree.map(lambda a: a[0], choice), logits[0], seen
+        return jax.device_get(choices), logits, seen
 
     def burst(self, tokens: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings, counter: int,
               n_steps: int, ended: np.ndarray,
               n_top: int = 0) -> tuple[Choice, jax.Array, jax.Array, jax.Array]:  # fmt: skip
         """Read one token for each sequence of the cache, then what each of them chose, ``n_steps`` times in all.
 
-        Returns as ``steps.decode``: choices [BURST, n_sequences], how many were made, the last logits [n_rows] (of
-        the first sequence), and ``seen``. The caller enters into ``cache.sequences`` what it accepts.
+        Returns as ``steps.decode``: choices [BURST, n_sequences], how many were made, the last logits [n_sequences,
+        n_rows], and ``seen``. The caller enters into ``cache.sequences`` what it accepts.
         """
         start = np.array([len(ids) for ids in cache.sequences], np.int32)
         cache.reserve(int(start.max()) + n_steps)
@@ -159,7 +165,7 @@ class Model:
             State(cache.k, cache.v, seen), settings, np.int32(counter), np.int32(n_steps), ended, self._end_ids,
         )  # fmt: skip
         cache.k, cache.v, seen = state
-        return choices, made, logits[0], seen
+        return choices, made, logits, seen
 
     def fingerprint(self) -> dict[str, Any]:
         """What could make two runs of this engine differ."""
@@ -168,6 +174,7 @@ class Model:
             "engine": "accel",
             "arith": self.arith,
             "dtype": "float32",
+            "dense": (dense_type() if self.arith == "fast" else jnp.dtype(jnp.float32)).name,
             "cache": self.cache_type,
             "device": f"{device.platform}:{device.device_kind}",
             "jax": jax.__version__,

@@ -10,7 +10,8 @@ layer's matrix is:
 Matrices that multiply the same activations and have the same types (gate and up; query and key) are joined, rows
 after rows: fewer and wider loops, some 15 % faster.
 
-The output matrix, 151,936 rows of it, is cut into slices of rows, and each slice takes a slot.
+The output matrix, 151,936 rows of it, is cut into slices of rows, and each slice takes a slot. The embedding, where it
+is a matrix of its own, is only ever looked up, a row at a time: it stays as it is in the file, and on a CPU *where* it is.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ import numpy as np
 from accel.layout import LAYOUTS, parts_of
 from formats import ModelFile, Tensor
 from formats.anatomy import layer_tensors
+from formats.ggml_types import BY_NAME
 
 OUTPUT_SLICES = 16
 """The partial sums of a whole output matrix would be tens of megabytes; those of a slice stay in the cache."""
 SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """Roles that multiply the same activations."""
 Release = Callable[[], None]
-ROWS_AT_ONCE = 1024
 PACKING_THREADS = 2  # NumPy's copies run without the interpreter's lock; more threads than this gain nothing
+LOT_ROWS, LOT_ELEMENTS = 1536, 768
+"""What is re-ordered at once: little enough to stay in the cache, enough for NumPy's price of a call not to show."""
 
 
 @jax.tree_util.register_dataclass
@@ -98,13 +101,14 @@ def plan(file: ModelFile) -> Params:
         parts = tuple(shapes(m[0][0].type.name, len(m), sum(t.n_rows for t in m[0]), row_bytes(m[0][0]))
                       for m in of_kind)  # fmt: skip
         stacks[roles] = Stack(parts, index, index)
-    embedding = shapes_of_slices(tensors["token_embd.weight"])
+    embedding = tensors["token_embd.weight"]
+    output = shapes_of_slices(embedding if config.tied else tensors["output.weight"])
     return Params(
-        embedding=embedding,
+        embedding=output if config.tied else whole(embedding, jax.ShapeDtypeStruct((1, *embedding.raw().shape), jnp.uint8)),
         matrices=stacks,
         vectors={name: shape(len(v), *v[0].shape) for name, v in vectors.items()},
         final_gain=shape(*tensors["output_norm.weight"].shape),
-        output=embedding if config.tied else shapes_of_slices(tensors["output.weight"]),
+        output=output,
     )
 
 
@@ -135,13 +139,15 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
             for i, part in enumerate(planned.matrices[roles].parts)
         ]  # fmt: skip
         stacks[roles] = Stack(tuple(parts), jnp.asarray(kind), jnp.asarray(slot))
-    embedding = pack_slices(planned.embedding, tensors["token_embd.weight"], file.release)
-    output = embedding
-    if not file.config.tied:
-        output = pack_slices(planned.output, tensors["output.weight"], file.release)
+    embedding, tied = tensors["token_embd.weight"], file.config.tied
+    output = pack_slices(planned.output, embedding if tied else tensors["output.weight"], file.release)
+    if not tied:
+        embedding.check_finite()
+        file.release()
     final_gain = jnp.asarray(tensors["output_norm.weight"].decode())
     count(len(tensors) - done)
-    return Params(embedding, stacks, on_device, final_gain, output)
+    looked_up = output if tied else whole(embedding, jax.device_put(embedding.raw()[None]))
+    return Params(looked_up, stacks, on_device, final_gain, output)
 
 
 Matrices = dict[tuple[str, ...], list[tuple[Tensor, ...]]]
@@ -190,6 +196,15 @@ def shapes_of_slices(tensor: Tensor) -> Packed:
     return shapes(tensor.type.name, n, tensor.n_rows // n, row_bytes(tensor))
 
 
+def whole(tensor: Tensor, raw: Any) -> Packed:
+    """A matrix that is only looked up: its bytes, uint8 [1, n_rows, row_bytes], as the file has them.
+
+    The CPU device takes an array over without a copy if it begins at a multiple of 64 bytes, also one that is a map of
+    the file; then a row comes into memory when its token occurs. (Elsewhere, and else, it is copied.)
+    """
+    return Packed((), (), {"raw": raw}, tensor.type.name)
+
+
 def pack_slices(planned: Packed, tensor: Tensor, release: Release) -> Packed:
     """One tall matrix, cut into slices of rows."""
     step = tensor.n_rows // n_slices(tensor)
@@ -202,14 +217,14 @@ def row_bytes(tensor: Tensor) -> int:
     return tensor.row_bytes
 
 
-def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> np.ndarray:
-    """Rows of each tensor, one tensor after the other, uint8 [n_rows, row_bytes], their scales checked.
+def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> list[np.ndarray]:
+    """Rows of each tensor, uint8 [n_rows, row_bytes], their scales checked.
 
     Raises FormatError for a NaN or infinite scale.
     """
     for tensor in tensors:
         tensor.check_finite(rows)
-    return np.concatenate([tensor.raw(rows) for tensor in tensors]) if len(tensors) > 1 else tensors[0].raw(rows)
+    return [tensor.raw(rows) for tensor in tensors]
 
 
 def shapes(type_name: str, n_slots: int, n_rows: int, row_bytes: int) -> Packed:
@@ -232,27 +247,40 @@ def packed_of(type_name: str, parts: dict[str, Any]) -> Packed:
     return Packed(words, scales, parts, type_name)
 
 
-def fill(planned: Packed, readers: Sequence[Callable[[], np.ndarray]], release: Release = lambda: None) -> Packed:
-    """Pack the rows that each reader returns into its slot, several at a time; ``release`` is called after each.
+def fill(planned: Packed, readers: Sequence[Callable[[], Sequence[np.ndarray]]],
+         release: Release = lambda: None) -> Packed:  # fmt: skip
+    """Pack the rows that each reader returns, matrix after matrix, into its slot; ``release`` is called after each.
 
     What was packed is not needed a second time: giving its pages of the file back as one goes keeps the file and
-    the packed weights from being in memory both. Rows go through in small lots, which stay in the cache.
+    the packed weights from being in memory both.
     """
     host = jax.tree.map(lambda a: aligned(a.shape, a.dtype), planned)
 
     def place(slot: int) -> None:
-        raw = readers[slot]()
-        for start in range(0, len(raw), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            parts = packed_of(planned.type, parts_of_rows(planned.type, raw[rows]))
-            where = (slot, rows) if "raw" in planned.fields else (slot, slice(None), rows)
-            for array, part in zip(jax.tree.leaves(host), jax.tree.leaves(parts), strict=True):
-                array[where] = part
+        place_rows(jax.tree.map(lambda a: a[slot], host), readers[slot]())
         release()
 
     with ThreadPoolExecutor(PACKING_THREADS) as pool:
         list(pool.map(place, range(len(readers))))
     return jax.tree.map(jax.device_put, host)
+
+
+def place_rows(host: Packed, matrices: Sequence[np.ndarray]) -> None:
+    """Write the rows of ``matrices``, uint8 [n_rows, row_bytes] each, one after the other into a slot's arrays."""
+    if "raw" in host.fields:
+        np.concatenate(matrices, out=host.fields["raw"])
+        return
+    block = BY_NAME[host.type]
+    n_blocks, first = LOT_ELEMENTS // block.block_elements, 0
+    for raw in matrices:
+        for row in range(0, len(raw), LOT_ROWS):
+            for column in range(0, raw.shape[1], n_blocks * block.block_bytes):
+                lot = raw[row : row + LOT_ROWS, column : column + n_blocks * block.block_bytes]
+                parts = packed_of(host.type, parts_of(host.type, lot))
+                for array, part in zip(jax.tree.leaves(host), jax.tree.leaves(parts), strict=True):
+                    at = column * len(array) // raw.shape[1]  # arrays have so many rows for each block
+                    array[at : at + len(part), first + row : first + row + len(lot)] = part
+        first += len(raw)
 
 
 def parts_of_rows(type_name: str, raw: np.ndarray) -> dict[str, np.ndarray]:

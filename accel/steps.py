@@ -121,6 +121,7 @@ def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params,
     Returns the choices [BURST, n_sequences], how many of them were made, the last logits, and the state.
     """
 
+    @jax.jit  # so that it is traced once: for the shapes of what it returns, and in the loop
     def step(i: jax.Array, tokens: jax.Array, state: State) -> tuple[Choice, jax.Array, State]:
         rows = jnp.arange(len(tokens))
         state = state._replace(seen=state.seen.at[rows, tokens].set(True))

@@ -58,13 +58,14 @@ def chosen_types(shapes: Mapping[str, tuple[int, ...]], mixture: str, *, pure: b
     """The type of every tensor that the mixture quantises, by name; a tensor that keeps its own is not in it.
 
     ``shapes`` are those of the whole model, row-major: how many layers there are, and whether the output has a
-    matrix of its own, is seen from the names. ``pure``: every matrix gets the base type, if its rows allow it. ``by_name``:
-    layers are counted in the order of their names, 0, 1, 10, 11, ..., 2, 20, ..., as llama.cpp did until it sorted
-    tensors by layer; the published Qwen2.5-Coder files were made so.
+    matrix of its own, is seen from the names. ``pure``: every matrix gets the base type, if its rows allow it.
+    ``by_name``: layers are counted in the order of their names, 0, 1, 10, 11, ..., 2, 20, ..., as llama.cpp did until
+    it sorted tensors by layer; the published Qwen2.5-Coder files were made so.
     """
     mixture = named(mixture)
     tied = "output.weight" not in shapes
-    layers = sorted({layer for name in shapes if (layer := layer_of(name)) is not None}, key=str if by_name else int)
+    numbers = {layer for name in shapes if (layer := layer_of(name)) is not None}
+    layers = sorted(numbers, key=str if by_name else int)
     places = {layer: place for place, layer in enumerate(layers)}
     types = {}
     for name, shape in shapes.items():

@@ -10,7 +10,8 @@
 The integers are those that suit d in f32, though d is stored as f16: ggml divides before it rounds. Multiplying by
 1/d is not dividing by d. Source: quantize_row_*_ref in ggml-quants.c.
 
-A block whose d is so small that 1/d is infinite gets the bytes that a C compiler makes of infinity on x86-64: 0.
+A block whose d is so small that 1/d is infinite gets the integers that C makes of infinity on x86-64: 0. (NumPy's own
+conversion gives what the machine gives.)
 """
 
 from __future__ import annotations

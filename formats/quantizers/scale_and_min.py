@@ -72,12 +72,11 @@ def search(x: np.ndarray, highest: int, ts: list[np.float32]) -> Fit:
     sum_w, sum_x = in_order(weight), in_order(weight * x)
     bottom, top = x.min(axis=0), x.max(axis=0)
     low = np.minimum(bottom, np.float32(0))
-    flat = low == top  # all elements are one number below or at zero: scale 0, and nothing to search
+    flat = low == top  # one number, not above zero: x = low exactly, no candidate does better, and the scale is 0
     factor = np.float32(highest) / span(top, low, flat)
     fit = Fit(np.float32(1) / factor, low.copy(), factor.copy(), low.copy())
     q = levels(x, factor, low, bottom, top, highest)
     best = error(q, fit.scale, fit.low, x, weight)
-    best[flat] = -1  # no candidate can be better
     for t in ts:
         factor = t / span(top, fit.low, flat)
         q = levels(x, factor, fit.low, bottom, top, highest)

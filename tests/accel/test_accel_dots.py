@@ -25,7 +25,7 @@ def matrix(type_name: str, *, tame: bool = True) -> tuple[np.ndarray, Packed]:
         for at in {"Q2_K": (80,), "Q6_K": (208,)}.get(type_name, (0, 2) if has_two(type_name) else (0,)):
             raw[:, at : at + 2] = (raw[:, at : at + 1] / 256).astype(np.float16).view(np.uint8)
     raw = raw.reshape(N_OUT, -1)
-    packed = fill(shapes(type_name, 3, *raw.shape), [lambda: raw[::-1], lambda: raw, lambda: raw])
+    packed = fill(shapes(type_name, 3, *raw.shape), [lambda: [raw[::-1]], lambda: [raw[:7], raw[7:]], lambda: [raw]])
     return raw, jax.tree.map(lambda a: a[1], packed)
 
 
@@ -78,7 +78,7 @@ def test_group_dots_are_exact_integers(type_name: str, extreme: bool) -> None:
 def test_no_accumulator_overflows_on_the_largest_weights(type_name: str, full: int) -> None:
     raw = np.full((1, 2 * BY_NAME[type_name].block_bytes), full, np.uint8)
     q = parts_of_groups(type_name, raw)
-    packed = jax.tree.map(lambda a: a[0], fill(shapes(type_name, 1, *raw.shape), [lambda: raw]))
+    packed = jax.tree.map(lambda a: a[0], fill(shapes(type_name, 1, *raw.shape), [lambda: [raw]]))
     for sign in (127, -127):
         x = np.full((q.shape[1], GROUP), sign)
         dots = group_dots(LAYOUTS[type_name], packed.words, jnp.asarray(x, jnp.int16))
@@ -142,7 +142,7 @@ def test_dense_product_permutes_activations_as_weights(type_name: str) -> None:
 @pytest.mark.parametrize("type_name", [*LAYOUTS, "Q2_K"])
 def test_lookup_finds_rows_across_slices(type_name: str) -> None:
     raw = random_blocks(type_name, N_OUT * N_BLOCKS).reshape(N_OUT, -1)
-    packed = fill(shapes(type_name, 3, 8, raw.shape[1]), [lambda i=i: raw[i : i + 8] for i in (0, 8, 16)])
+    packed = fill(shapes(type_name, 3, 8, raw.shape[1]), [lambda i=i: [raw[i : i + 8]] for i in (0, 8, 16)])
     ids = np.array([0, 23, 7, 8, 15, 16, 8])
     rows = np.asarray(jax.jit(lookup)(packed, jnp.asarray(ids)))
     assert np.array_equal(rows.view(np.uint32), blocks.dequantize(type_name, raw[ids]).view(np.uint32))

@@ -77,5 +77,6 @@ INPUTS: dict[str, Callable[[], np.ndarray]] = {
     "lonely": lonely,
     "subnormal": lambda: (integers(15, -4000, 4000).astype(np.float32) * np.float32(2**-149)).reshape(SHAPE),
     "tiny": lambda: np.ldexp(bell(16), integers(17, -140, 0, N_GROUPS).repeat(32).reshape(SHAPE)).astype(np.float32),
+    "faint": lambda: np.ldexp(bell(19), -44 - integers(20, 0, 4, 32).repeat(256).reshape(SHAPE)).astype(np.float32),
     "large": lambda: bell(18) * np.float32(4e5),
 }

@@ -1,6 +1,6 @@
 """Write ``quantized_by_ggml.json``: what ggml's own quantisers make of ``quantizer_inputs.py``.
 
-    PYTHONPATH=.:tests/formats python tests/formats/record_quantized.py        # wants the xllamacpp wheel, x86-64
+    PYTHONPATH=.:tests:tests/formats python tests/formats/record_quantized.py        # wants the xllamacpp wheel, x86-64
 
 For every input: the SHA-256 of its bytes; for every type: that of the quantised bytes; for "bell" and "signed zeros"
 also the first block in hexadecimal, to look at when something differs.

@@ -36,8 +36,8 @@ def demand_equal(type_name: str, x: np.ndarray) -> None:
     wrong = np.flatnonzero((ours.reshape(-1, size) != theirs.reshape(-1, size)).any(axis=1))
     if len(wrong):
         i = wrong[0]
-        pytest.fail(f"{len(wrong)} {type_name} blocks differ, first {i}:\nours   {ours.reshape(-1, size)[i].tobytes().hex()}"
-                    f"\nggml's {theirs.reshape(-1, size)[i].tobytes().hex()}")  # fmt: skip
+        first = [raw.reshape(-1, size)[i].tobytes().hex() for raw in (ours, theirs)]
+        pytest.fail(f"{len(wrong)} {type_name} blocks differ, first {i}:\nours   {first[0]}\nggml's {first[1]}")
 
 
 @real_ggml
@@ -69,7 +69,7 @@ def test_the_gguf_package_makes_the_same_bytes(type_name: str) -> None:
 
 @pytest.mark.parametrize("type_name", TYPES)
 def test_every_value_is_within_a_step_of_its_own(type_name: str) -> None:
-    """Half a step of the group's scale, or a whole one at the ends, and what rounding the scales to 6 or 8 bits costs."""
+    """Half a step of the group's scale, a whole one at the ends, and what rounding the scales to 6 or 8 bits costs."""
     x = INPUTS["bell"]()
     raw = quantize(type_name, x)
     quants = blocks.unpack(type_name, raw)
