@@ -157,7 +157,11 @@ def open_model(path: str | Path) -> ModelFile:
     model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
     or wrongly shaped tensors, a vocabulary that does not fit.
     """
-    container = open_container(path)
+    return model_in(open_container(path))
+
+
+def model_in(container: Container) -> ModelFile:
+    """The model in a container that is open already; raises as :func:`open_model`."""
     model = described(container)
     tensors = {name: tensor_of(container, info, name) for name, info in model.tensors.items()}
     check_tensors(tensors, model.config, where=str(container.path))
