@@ -39,7 +39,7 @@ would be alone."""
 WIDEST_DECODED = {"bfloat16": (4096, 1 << 24), "float32": (1536, 1 << 22)}
 """Outputs that are decoded at once, and elements, at most: more would go through memory on their way to the dot. (Gate
 and up of the 1.5B, 17,920 outputs, in GFLOP/s. bf16 on Zen 4, whole and in pieces: 57 and 113 for 16 tokens, 190 and
-227 for 128, no difference for 512. f32 on Zen 3, pieces of 4,480 and of 1,120: 59 and 95 for 32, 111 and 116 for 128.)"""
+227 for 128, no difference for 512. f32 on Zen 3, pieces of 4,480 and 1,120: 59 and 95 for 32, 111 and 116 for 128.)"""
 
 
 Activations = dict[str, Quantized]
