@@ -109,7 +109,8 @@ IM_END = TOKENS.index("<|im_end|>")
 METADATA = {
     "another architecture": ({"general.architecture": "llama"}, "model.qwen2", FAIL, 4),
     "no theta": ({"qwen2.rope.freq_base": None}, "model.qwen2", FAIL, 4),
-    "theta of a lost config": ({"qwen2.rope.freq_base": 1e4, "qwen2.context_length": 4097}, "model.rope-theta", FAIL, 4),
+    "theta of a lost config": ({"qwen2.rope.freq_base": 1e4, "qwen2.context_length": 4097},
+                               "model.rope-theta", FAIL, 4),
     "theta of a distillate": ({"qwen2.rope.freq_base": 1e4, "qwen2.context_length": 4097,
                                "general.name": "DeepSeek R1 Distill Qwen 1.5B"}, "model.rope-theta", WARN, 0),
     "a large eps": ({"qwen2.attention.layer_norm_rms_epsilon": 1e-3}, "model.rms-norm-eps", WARN, 0),
