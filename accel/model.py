@@ -124,6 +124,7 @@ class Model:
         Returns the choice, in NumPy scalars, and on the device the logits [1, n_rows] and ``seen``, which was donated.
         """
         self.file.check_ids(ids, n_past=len(cache.ids))
+        cache.reserve(len(cache.ids) + len(ids))  # at once: each size of cache has programs of its own
         choices: Any = None
         logits: Any = None
         for at in range(0, len(ids), CHUNKS[-1]):

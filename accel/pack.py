@@ -141,8 +141,8 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
     embedding, tied = tensors["token_embd.weight"], file.config.tied
     output = pack_slices(planned.output, embedding if tied else tensors["output.weight"], file.release)
     if not tied:
-        embedding.check_finite()
-        file.release()
+        for _ in finite_rows([embedding]):
+            file.release()
     final_gain = jnp.asarray(tensors["output_norm.weight"].decode())
     count(len(tensors) - done)
     looked_up = output if tied else whole(embedding, jax.device_put(embedding.raw()[None]))

@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import bench, chat, diff, hex, inspect, options, pull, quantize, run, tensors, tokenize, validate
+from assay.commands import (
+    bench,
+    chat,
+    convert,
+    diff,
+    hex,
+    inspect,
+    options,
+    pull,
+    quantize,
+    run,
+    tensors,
+    tokenize,
+    validate,
+)
 from formats import AssayError
 
 EPILOG = (
@@ -34,6 +48,7 @@ app.command("run", epilog=EPILOG)(run.command)
 app.command("chat", epilog=EPILOG)(chat.command)
 app.command("tokenize", epilog=EPILOG)(tokenize.command)
 app.command("inspect", epilog=EPILOG)(inspect.command)
+app.command("convert", epilog=EPILOG)(convert.command)
 app.command("tensors", epilog=EPILOG)(tensors.command)
 app.command("validate", epilog=EPILOG)(validate.command)
 app.command("hex", epilog=EPILOG)(hex.command)

@@ -131,8 +131,8 @@ class Apr(Container):
         crc, end = 0, self.size - 4
         for start in range(0, end, CHUNK):
             crc = zlib.crc32(self.map[start : min(start + CHUNK, end)], crc)
+            self.release()  # memory does not grow with the file
             progress(min(start + CHUNK, end), end, "checking")
-        self.release()
         if crc != self.footer:
             raise FormatError("bad-checksum", f"the file's CRC-32 is {crc:08x}, its footer says {self.footer:08x}",
                               path=self.path, field="footer", offset=end, remedy=INCOMPLETE)  # fmt: skip

@@ -18,12 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from formats.apr import HEADER, MAGIC, MAX_DIMS, MAX_NAME, MAX_TENSORS, ROW_MAJOR, Header, aligned
-from formats.apr_metadata import MAX_METADATA, MAX_VALUES, shallow
+from formats.apr_metadata import MAX_METADATA
 from formats.apr_types import CODE_OF, nbytes_of
 from formats.container import Stored, demand_distinct
 from formats.cursor import shown
 from formats.durable import Progress, quiet, replacing
 from formats.errors import InputError
+from formats.strict_json import MAX_VALUES, shallow
 
 
 def write_apr(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[Stored], *, flags: int = 0,
@@ -47,10 +48,11 @@ def write_apr(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[S
     with replacing(path, force=force) as file:
         crc, done, total = put(file, front, 0), 0, sum(sizes)
         for tensor, nbytes in zip(tensors, sizes, strict=True):
-            crc = put(file, tensor.data(nbytes), crc)
+            for piece in tensor.pieces(nbytes):
+                crc = put(file, piece, crc)
+                done += len(piece)
+                progress(done, total, "writing")
             crc = put(file, zeros(nbytes), crc)
-            done += nbytes
-            progress(done, total, "writing")
         file.write(pack("<I", crc))
 
 

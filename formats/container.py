@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -72,6 +72,11 @@ class Container:
     """What strict mode would have rejected, one line each."""
     map: mmap.mmap | None = field(default=None, repr=False)
 
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The files that hold it: one, unless the format is a folder."""
+        return (self.path,)
+
     def raw(self, name: str) -> np.ndarray:
         """A tensor's stored bytes: u8 [nbytes], a read-only view of the map, no copy.
 
@@ -117,21 +122,29 @@ class Container:
 
 
 def open_container(path: str | Path, *, strict: bool = False) -> Container:
-    """Open a file of tensors, its format told by its first four bytes (never by its name).
+    """Open a file of tensors, its format told by its first bytes (never by its name), or a Hugging Face folder.
 
-    ``strict`` rejects what is otherwise a warning; each reader says what. Raises FormatError: bad-magic for a file of
-    no known format, and the reader's own codes; no other exception, whatever the file holds.
+    ``strict`` rejects what is otherwise a warning; each reader says what. Raises FormatError: pickle for a file of
+    PyTorch's, which is a program; bad-magic for a file of no known format; and the reader's own codes; no other
+    exception, whatever the file holds.
     """
     from formats.apr import read_apr  # here, not above: the readers build on this module
     from formats.gguf import read_gguf
+    from formats.hf_folder import open_folder, pickle_refused
+    from formats.safetensors import looks_like_safetensors, read_safetensors
 
     path = Path(path)
-    with opened(path) as (fd, _):
-        magic = os.pread(fd, 4, 0)
-    if magic.startswith(b"APR"):
+    if path.is_dir():
+        return open_folder(path)
+    with opened(path) as (fd, status):
+        first = os.pread(fd, 9, 0)
+    if first.startswith(b"APR"):
         return read_apr(path, strict=strict)
+    if first.startswith((b"PK\3\4", b"\x80\2")):
+        raise pickle_refused(path)
+    if not first.startswith(b"GGUF") and looks_like_safetensors(first, status.st_size):
+        return read_safetensors(path)
     return read_gguf(path, strict=strict)  # which says of anything else what it is not
-
 
 
 @dataclass(frozen=True)
@@ -143,16 +156,20 @@ class Stored:
     type: StorageType
     shape: tuple[int, ...]
     """Row-major."""
-    read: Callable[[], np.ndarray] = field(repr=False)
-    """The stored bytes, u8 of any shape; asked for once, when it is this tensor's turn."""
+    read: Callable[[], np.ndarray | Iterable[np.ndarray]] = field(repr=False)
+    """The stored bytes, u8 of any shape, whole or in pieces; asked for once, when it is this tensor's turn."""
 
-    def data(self, nbytes: int) -> memoryview:
-        """The stored bytes. Raises InputError unless they are ``nbytes``, as many as type and shape make."""
-        data = np.ascontiguousarray(self.read())
-        if data.nbytes != nbytes:
-            raise InputError(f"{list(self.shape)} in {self.type.name} takes {nbytes} bytes, not {data.nbytes}",
+    def pieces(self, nbytes: int) -> Iterator[memoryview]:
+        """The stored bytes, piece by piece. Raises InputError unless they are ``nbytes``, as type and shape make."""
+        data = self.read()
+        seen = 0
+        for piece in [data] if isinstance(data, np.ndarray) else data:
+            seen += piece.nbytes
+            if seen <= nbytes:
+                yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        if seen != nbytes:
+            raise InputError(f"{list(self.shape)} in {self.type.name} takes {nbytes} bytes, not {seen}",
                              where=f"tensor {shown(self.name)}", remedy="Its shape or its type is wrong")  # fmt: skip
-        return data.reshape(-1).view(np.uint8).data
 
 
 def stored(container: Container, name: str, renamed: str | None = None) -> Stored:

@@ -52,10 +52,11 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Sequenc
         file.write(bytes(padded(len(header), alignment) - len(header)))
         done, total = 0, sum(sizes)
         for tensor, nbytes in zip(tensors, sizes, strict=True):
-            file.write(tensor.data(nbytes))
+            for piece in tensor.pieces(nbytes):
+                file.write(piece)
+                done += len(piece)
+                progress(done, total, "writing")
             file.write(bytes(padded(nbytes, alignment) - nbytes))
-            done += nbytes
-            progress(done, total, "writing")
 
 
 def alignment_of(metadata: Mapping[str, Value]) -> int:

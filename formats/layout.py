@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from formats.apr import Apr
 from formats.container import Container
 from formats.gguf import GGUF
+from formats.hf_folder import HFFolder
 from formats.layout_apr import apr_fields, apr_footer, apr_marks
 from formats.layout_gguf import gguf_fields, gguf_marks
 from formats.layout_tensor import tensor_fields
@@ -37,8 +38,16 @@ class Section:
 
 
 def sections(container: Container) -> list[Section]:
-    """The whole file from 0 to its end. Tensors that follow one another are one section of ``tensor data``."""
+    """The whole file from 0 to its end. Tensors that follow one another are one section of ``tensor data``.
+
+    Of a folder: its files, as if they lay one after the other.
+    """
     found: list[Section] = []
+    if isinstance(container, HFFolder):
+        for file in container.files:
+            start = found[-1].stop if found else 0
+            found.append(Section(file.name, start, start + file.stat().st_size))
+        return found
     for name, start, stop in _pieces(container):
         at = found[-1].stop if found else 0
         if start > at:

@@ -7,7 +7,6 @@ asked for.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from formats import apr_qwen2, blocks, gguf_qwen2
+from formats import apr_qwen2, blocks, gguf_qwen2, hf_qwen2
 from formats.anatomy import Config, tensor_shapes
 from formats.apr import Apr
 from formats.container import Container, StorageType, TensorInfo, open_container
+from formats.durable import sha256_of_files
 from formats.errors import FormatError, InputError, ModelError
 from formats.gguf import GGUF
+from formats.hf_folder import HFFolder
 from formats.qwen2 import ARCHITECTURE, Qwen2
 from formats.vocabulary import Vocabulary
 
@@ -107,15 +108,16 @@ class ModelFile:
     release: Callable[[], None] = field(repr=False)
     """Gives the memory of file pages that were read back to the system; they are read again when needed."""
     warnings: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    """The files that hold it: one, unless it is a folder."""
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the whole file, hexadecimal; read on first use (about 1 s a gigabyte)."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        return digest.hexdigest()
+        """SHA-256 of the whole file, hexadecimal; read on first use (about 1 s a gigabyte).
+
+        Of a folder: that of the lines that ``sha256sum`` prints for the files that were read, in the order of names.
+        """
+        return sha256_of_files(self.files or (self.path,))
 
     def check_ids(self, ids: Sequence[int], *, n_past: int = 0, max_tokens: int = 0) -> None:
         """Raise InputError unless ``ids`` are one or more embedding rows that fit the context.
@@ -145,7 +147,7 @@ class ModelFile:
 
 
 def open_model(path: str | Path) -> ModelFile:
-    """Open a model file (GGUF v2 or v3, or APR v2; Qwen2 architecture) and check what it promises.
+    """Open a model file (GGUF v2 or v3, APR v2) or Hugging Face folder (Qwen2 architecture) and check what it promises.
 
     Raises FormatError if the bytes are not a well-formed container, ModelError if they are but do not hold a
     model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
@@ -172,6 +174,7 @@ def model_in(container: Container) -> ModelFile:
         size=container.size,
         release=container.release,
         warnings=(*container.warnings, *model.warnings),
+        files=container.parts,
     )
 
 
@@ -181,6 +184,8 @@ def described(container: Container) -> Qwen2:
         return gguf_qwen2.qwen2_of(container)
     if isinstance(container, Apr):
         return apr_qwen2.qwen2_of(container)
+    if isinstance(container, HFFolder):
+        return hf_qwen2.qwen2_of(container)
     raise ModelError(f"a file of format {container.format!r} holds no model", where=str(container.path),
                      remedy="Convert it to a format that does")  # fmt: skip
 

@@ -101,7 +101,10 @@ def blocks_in(container: Container, found: list[Span]) -> list[Block]:
 
 
 def bytes_of(container: Container, start: int, stop: int) -> bytes:
-    return b"" if container.map is None else container.map[start:stop]
+    if container.map is None:
+        raise InputError("a folder has no bytes of its own", where=str(container.path),
+                         remedy="Give one of its safetensors files")  # fmt: skip
+    return container.map[start:stop]
 
 
 def show(container: Container, found: list[Span], start: int, stop: int) -> None:

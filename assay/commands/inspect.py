@@ -15,7 +15,7 @@ from assay.commands import options, tables
 from assay.pull import say
 from formats import FormatError, ModelError, ModelFile
 from formats.container import Container
-from formats.durable import sha256_of
+from formats.durable import sha256_of_files
 from formats.gguf import GGUF
 from formats.layout import sections
 from formats.model_file import model_in
@@ -44,7 +44,7 @@ def command(
         file, refusal = None, error
     facts = facts_of(container, file, refusal)
     if sha256:
-        facts["model"]["sha256"] = sha256_of(container.path)
+        facts["model"]["sha256"] = sha256_of_files(container.parts)
     if keys:
         facts["metadata"] = metadata_of(container)
     if as_json:

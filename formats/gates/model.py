@@ -11,12 +11,12 @@ from formats.gates.gate import Gate, judged, skipped
 from formats.qwen2 import Qwen2
 
 LEAST_THETA = 1e5
-LLAMA_THETA = 1e4
+SHORT_CONTEXT = 4096
 EPS = (1e-7, 1e-5)
 CONTEXT = (128, 1 << 20)
 
 _LIMITS = {
-    "model.rope-theta": f">= {LEAST_THETA:g}",
+    "model.rope-theta": f">= {LEAST_THETA:g}, or a context of at most {SHORT_CONTEXT}",
     "model.rms-norm-eps": f"{EPS[0]:g} .. {EPS[1]:g}",
     "model.context-length": f"{CONTEXT[0]} .. {CONTEXT[1]}",
     "model.tensors.missing": "0",
@@ -45,15 +45,16 @@ def gates(container: Container, qwen2: Qwen2 | None, refusal: str) -> Iterator[G
 
 
 def _theta(qwen2: Qwen2) -> Gate:
-    """10000 is the value that a converter puts in when it lost the file's. Only the Math models and what was distilled
-    into them were trained with it: Qwen2.5-Math and DeepSeek-R1-Distill-Qwen-1.5B and 7B say so in their config."""
+    """10000 is the value that a converter puts in when it lost the file's. It is genuine only in models of a short
+    context, as Qwen2.5-Math and the built-in one, and in what was distilled into the former: DeepSeek-R1-Distill-Qwen
+    says so in its config, and claims a long context all the same."""
     theta = qwen2.config.rope_theta
-    genuine = any(word in qwen2.name.lower() for word in ("math", "distill"))
-    low = [f"{theta:g}"] if theta < LEAST_THETA else []
+    low = [f"{theta:g}"] if theta < LEAST_THETA and qwen2.config.context_length > SHORT_CONTEXT else []
+    distilled = any(word in qwen2.name.lower() for word in ("math", "distill"))
     return judged("model.rope-theta", theta, _LIMITS["model.rope-theta"],
                   "Qwen2 has 1e6; 1e4 is a converter's default, right for ten tokens and wrong from there "
-                  "(genuine only in Math models and their distillates, which warn)",
-                  fail=[] if genuine else low, warn=low if genuine else [])  # fmt: skip
+                  "(genuine for short contexts, and in distillates of the Math models, which warn)",
+                  fail=[] if distilled else low, warn=low if distilled else [])  # fmt: skip
 
 
 def _tensors(container: Container, qwen2: Qwen2) -> Iterator[Gate]:

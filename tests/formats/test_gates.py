@@ -109,9 +109,10 @@ IM_END = TOKENS.index("<|im_end|>")
 METADATA = {
     "another architecture": ({"general.architecture": "llama"}, "model.qwen2", FAIL, 4),
     "no theta": ({"qwen2.rope.freq_base": None}, "model.qwen2", FAIL, 4),
-    "theta of a lost config": ({"qwen2.rope.freq_base": 1e4}, "model.rope-theta", FAIL, 4),
-    "theta of a Math model": ({"qwen2.rope.freq_base": 1e4, "general.name": "Qwen2.5 Math 1.5B"},
-                              "model.rope-theta", WARN, 0),
+    "theta of a lost config": ({"qwen2.rope.freq_base": 1e4, "qwen2.context_length": 4097},
+                               "model.rope-theta", FAIL, 4),
+    "theta of a distillate": ({"qwen2.rope.freq_base": 1e4, "qwen2.context_length": 4097,
+                               "general.name": "DeepSeek R1 Distill Qwen 1.5B"}, "model.rope-theta", WARN, 0),
     "a large eps": ({"qwen2.attention.layer_norm_rms_epsilon": 1e-3}, "model.rms-norm-eps", WARN, 0),
     "a tiny eps": ({"qwen2.attention.layer_norm_rms_epsilon": 1e-10}, "model.rms-norm-eps", WARN, 0),
     "no context": ({"qwen2.context_length": 64}, "model.context-length", WARN, 0),
@@ -137,6 +138,11 @@ def test_each_fault_of_the_metadata_trips_its_gate(fault: str, tmp_path: Path) -
     assert verdicts(report)[gate] == verdict
     assert report.exit_code == code
     assert next(one.culprits for one in report.gates if one.name == gate)
+
+
+def test_a_short_context_may_have_a_small_theta(tmp_path: Path) -> None:
+    report = report_of(tmp_path, metadata={"qwen2.rope.freq_base": 1e4, "qwen2.context_length": 4096})
+    assert (verdicts(report)["model.rope-theta"], report.exit_code) == (PASS, 0)
 
 
 def test_no_merges(tmp_path: Path) -> None:
