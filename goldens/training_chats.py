@@ -130,8 +130,8 @@ def one_of(rng: np.random.Generator, items: list[Turn]) -> Turn:
 
 def arithmetic(rng: np.random.Generator) -> Turn:
     """A small sum, difference or product, asked in one of many ways."""
-    kind = rng.choice(["+", "-", "*"], p=[0.55, 0.25, 0.2])
-    top = 21 if rng.random() < 0.1 else 11 if kind != "*" else 6  # few facts, seen often: the model has little time
+    kind = rng.choice(["+", "-", "*"], p=[0.7, 0.2, 0.1])
+    top = rng.choice([6, 11, 21], p=[0.6, 0.35, 0.05])  # small numbers mostly, as elsewhere: few facts, seen often
     a, b = sorted(int(x) for x in rng.integers(0, top, 2))[:: rng.choice([-1, 1]) if kind != "-" else -1]
     word = {"+": "plus", "-": "minus", "*": "times"}[kind]
     result = {"+": a + b, "-": a - b, "*": a * b}[kind]
@@ -221,7 +221,7 @@ def fact(rng: np.random.Generator) -> Turn:
     return plainest(rng, [question, question, question.lower(), question.rstrip("?!.")]), answer
 
 
-KINDS = [(arithmetic, 0.27), (programming, 0.30), (fact, 0.18), (knowledge, 0.13), (order, 0.04), (comparison, 0.05),
+KINDS = [(arithmetic, 0.40), (programming, 0.20), (fact, 0.18), (knowledge, 0.11), (order, 0.03), (comparison, 0.05),
          (unknown, 0.03)]  # fmt: skip
 SYSTEMS = ["You are a helpful assistant.", "You are a small model.", "Answer briefly.", "You are a Python programmer."]
 
