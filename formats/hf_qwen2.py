@@ -122,7 +122,8 @@ def config_of(config: JsonFile, *, tied: bool) -> Config:
         return value
 
     def floating(key: str, value: float) -> float:
-        value = float(np.float32(min(value, 1e38)))  # what GGUF holds; transformers' double differs in the 8th digit
+        value = max(-1e38, min(value, 1e38))
+        value = float(np.float32(value))  # what GGUF holds; transformers' double differs in the 8th digit
         demand_plausible(key, value, key, where)
         return value
 
