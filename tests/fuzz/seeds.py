@@ -12,7 +12,7 @@ from random import Random
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "formats"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import apr_builder  # noqa: E402  the checkout's, wherever this is started
 import apr_files  # noqa: E402

@@ -58,7 +58,7 @@ def read_through(container: Container) -> None:
         if data.nbytes != info.nbytes or not 0 <= info.offset <= size - info.nbytes:
             raise Failure(f"tensor {name!r} of {info.nbytes} bytes at {info.offset} in a file of {size}")
         if data.nbytes:
-            int(data[0]) + int(data[-1])
+            assert data[0] <= 255 and data[-1] <= 255  # read, so that a place outside the file would show
             if len(container.rows(name, slice(0, 1))) != 1:
                 raise Failure(f"tensor {name!r} has no first row")
     for key in container.metadata:
