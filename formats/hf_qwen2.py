@@ -217,8 +217,8 @@ def chat_template(folder: HFFolder, warnings: list[str]) -> str | None:
         return folder.metadata[TEMPLATE] or None
     value = JsonFile(folder, TOKENIZER_CONFIG).get("chat_template", (str, list), None)
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        others = sorted(str(name) for name in named if name != "default")
+        named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
+        others = sorted(name for name in named if name != "default")
         warnings.append(f"of the chat templates only the default one is used, not {shown(', '.join(others))}")
         value = named.get("default")
         if value is not None and not isinstance(value, str):

@@ -74,7 +74,7 @@ def limit_memory() -> None:
 def tried(tally: Tally, path: Path, format: str, number: int, failures: Path) -> None:
     """One case, counted."""
     content = mutant(format, number)
-    written(path, content)
+    path = written(path, content)
     begin = time.perf_counter()
     try:
         verdict = verdict_of(path, strict=number % STRICT_EVERY == 0)

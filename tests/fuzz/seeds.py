@@ -19,6 +19,8 @@ import apr_files  # noqa: E402
 import apr_mutations  # noqa: E402
 import gguf_files  # noqa: E402
 import gguf_mutations  # noqa: E402
+import hf_builder  # noqa: E402
+import hf_mutations  # noqa: E402
 import model_builder  # noqa: E402
 import safetensors_files  # noqa: E402
 import safetensors_mutations  # noqa: E402
@@ -33,6 +35,8 @@ class Seed(NamedTuple):
     name: str
     content: bytes
     tail: int = 0
+    beside: tuple[tuple[str, bytes], ...] = ()
+    """Of a folder: its other files. ``name`` is then that of the file that is mutated."""
 
 
 class Mutant(NamedTuple):
@@ -40,11 +44,13 @@ class Mutant(NamedTuple):
 
     seed: str
     content: bytes
-    tail: int
+    tail: int = 0
+    beside: tuple[tuple[str, bytes], ...] = ()
 
 
 MUTATED: dict[str, Callable[[bytes, Random], bytes]] = {
     "gguf": gguf_mutations.mutated, "apr": apr_mutations.mutated, "safetensors": safetensors_mutations.mutated,
+    "hf": hf_mutations.mutated,
 }  # fmt: skip
 FORMATS = tuple(MUTATED)
 SMALL = model_builder.Shape(types={"token_embd": ["Q8_0"], "attn_q": ["Q4_0"], "ffn_up": ["Q5_1"]})
@@ -56,14 +62,15 @@ def mutant(format: str, number: int) -> Mutant:
     rng = Random(f"{format} {number}")
     seed = rng.choice(seeds(format))
     content = MUTATED[format](seed.content, rng)
-    return Mutant(seed.name, content, seed.tail + rng.choice((0, 0, 0, 0, 1, -1)) if seed.tail else 0)
+    tail = seed.tail + rng.choice((0, 0, 0, 0, 1, -1)) if seed.tail else 0
+    return Mutant(seed.name, content, tail, seed.beside)
 
 
 @cache
 def seeds(format: str) -> tuple[Seed, ...]:
     """The seeds of a format, built on first use."""
     with tempfile.TemporaryDirectory() as folder:
-        return {"gguf": gguf_seeds, "apr": apr_seeds, "safetensors": safetensors_seeds}[format](Path(folder))
+        return SEEDS[format](Path(folder))
 
 
 def gguf_seeds(folder: Path) -> tuple[Seed, ...]:
@@ -111,3 +118,27 @@ def safetensors_seeds(folder: Path) -> tuple[Seed, ...]:
         Seed("no tensors", safetensors_files.packed({}, {"format": "pt", "c": "d", "e": "f"})),
         Seed("built-in", builtin[:header], len(builtin) - header),
     )
+
+
+def hf_seeds(folder: Path) -> tuple[Seed, ...]:
+    """Each JSON file of a folder, also of one in two shards, with a list of templates and the newer spellings."""
+    templates = [{"name": "default", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}"}]
+    extra = {
+        "tokenizer_config.json": {"eos_token": {"content": "<|im_end|>"}, "add_bos_token": False,
+                                  "bos_token": None, "chat_template": templates},
+        "generation_config.json": {"eos_token_id": 3, "bos_token_id": [2]},
+    }  # fmt: skip
+    scaled = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_scaling": None}
+    shape = model_builder.Shape(hidden=16, head_dim=8, ffn=16)
+    first = hf_builder.build(folder / "one", shape)
+    second = hf_builder.build(folder / "two", shape, shards=2, config=scaled, files=extra)
+    seeds = []
+    for built in (first, second):
+        files = {file.name: file.read_bytes() for file in sorted(built.iterdir())}
+        for name, content in files.items():
+            if name.endswith(".json") and not (built is second and name == "tokenizer.json"):
+                seeds.append(Seed(name, content, beside=tuple((n, c) for n, c in files.items() if n != name)))
+    return tuple(seeds)
+
+
+SEEDS = {"gguf": gguf_seeds, "apr": apr_seeds, "safetensors": safetensors_seeds, "hf": hf_seeds}

@@ -21,7 +21,15 @@ class Failure(Exception):
 
 
 def written(path: Path, mutant: Mutant) -> Path:
-    """The mutant as a file, over what was there; its zeros are a hole."""
+    """The mutant as a file, over what was there, its zeros a hole; or the folder ``path``.hf that it is part of."""
+    if mutant.beside:
+        folder = path.with_name(f"{path.name}.hf")
+        folder.mkdir(exist_ok=True)
+        for old in {file.name for file in folder.iterdir()} - {mutant.seed, *dict(mutant.beside)}:
+            (folder / old).unlink()
+        for name, content in (*mutant.beside, (mutant.seed, mutant.content)):
+            (folder / name).write_bytes(content)
+        return folder
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         os.write(fd, mutant.content)
@@ -52,11 +60,10 @@ def verdict_of(path: Path, *, strict: bool = False) -> str:
 
 def read_through(container: Container) -> None:
     """Every tensor's bytes where they must be, its first row as handed on, every value of the metadata."""
-    size = container.path.stat().st_size
     for name, info in container.tensors.items():
         data = container.raw(name)
-        if data.nbytes != info.nbytes or not 0 <= info.offset <= size - info.nbytes:
-            raise Failure(f"tensor {name!r} of {info.nbytes} bytes at {info.offset} in a file of {size}")
+        if data.nbytes != info.nbytes or not 0 <= info.offset <= container.size - info.nbytes:
+            raise Failure(f"tensor {name!r} of {info.nbytes} bytes at {info.offset} in a file of {container.size}")
         if data.nbytes:
             assert data[0] <= 255 and data[-1] <= 255  # read, so that a place outside the file would show
             if len(container.rows(name, slice(0, 1))) != 1:
