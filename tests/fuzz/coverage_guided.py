@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-import atheris  # type: ignore[import-not-found]  # not a dependency: it has no part in the tests
+import atheris  # pyright: ignore[reportMissingImports]  not a dependency: it has no part in the tests
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-with atheris.instrument_imports(include=["formats"], enable_loader_override=False):
+with atheris.instrument_imports(include=["formats"], enable_loader_override=False):  # pyright: ignore
     import formats.apr
     import formats.apr_qwen2
     import formats.gguf

@@ -49,7 +49,7 @@ def test_mutants_reach_every_depth_of_the_reader(tmp_path, format):
     """Many kinds of refusal, none of them nearly all; some mutants open, some as models."""
     verdicts = [verdict_of(written(tmp_path / "mutant", mutant(format, number))) for number in range(300)]
     kinds = {verdict: verdicts.count(verdict) for verdict in set(verdicts)}
-    assert len(kinds) >= 10 and max(kinds.values()) < 200, kinds
+    assert len(kinds) >= (5 if format == "hf" else 10) and max(kinds.values()) < 200, kinds
     assert any(kind.startswith("container: ") for kind in kinds)
     assert format == "safetensors" or "model" in kinds
 
