@@ -204,7 +204,7 @@ def one_group(*, dmin: bool, fifth: bool) -> Callable[[np.ndarray], Parts]:
     def read(blocks: np.ndarray) -> Parts:
         out = {"d": blocks[:, 0].view(np.float16), "pairs": nibbles(blocks[:, 1 + dmin + 2 * fifth :])}
         if dmin:
-            out["dmin"] = -blocks[:, 1].view(np.float16)  # these two types *add* a minimum; a sign is all the difference
+            out["dmin"] = -blocks[:, 1].view(np.float16)  # these types *add* a minimum; a sign is all the difference
         if fifth:  # bit e of 32: element e's
             at = np.arange(8, dtype=np.uint16)[:, None] * np.uint16(2)
             two = blocks[:, 1 + dmin : 3 + dmin, None] >> at  # [n_blocks, 2, 8, N]: a pair's bits lowest
@@ -246,7 +246,7 @@ def q5_k(blocks: np.ndarray) -> Parts:
 
 
 def q6_k(blocks: np.ndarray) -> Parts:
-    """Half h (of 128), quarter k (of 32), l: nibbles in ql[h, k & 1, l], high ones for k >= 2; pairs in qh[h, l]."""
+    """Half h (of 128), quarter k (of 32), l: nibbles in ql[h, k & 1, l] (high: k >= 2), top bits in qh[h, l]."""
     n_out = blocks.shape[-1]
     low = nibbles(blocks[:, :64].reshape(-1, 32, n_out)).reshape(-1, 2, 4, 16, n_out)
     top = blocks[:, 64:96].reshape(-1, 2, 1, 16, n_out) >> np.array([0, 2, 4, 6], np.uint16)[:, None, None]
@@ -270,5 +270,5 @@ READERS: dict[str, Callable[[np.ndarray], Parts]] = {
     "Q5_K": q5_k,
     "Q6_K": q6_k,
 }
-"""From words [n_blocks, block_bytes / 2, N] to the parts of ``Parts``, and ``pairs``: uint16 [G, 16, N], elements 2j and
-2j + 1 of a group in the low and the high byte."""
+"""From words [n_blocks, block_bytes / 2, N] to the parts of ``Parts``, and ``pairs``: uint16 [G, 16, N], elements 2j
+and 2j + 1 of a group in the low and the high byte."""

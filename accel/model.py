@@ -7,6 +7,7 @@ asked. The key/value cache is donated to each call and updated in place. Each se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +21,7 @@ from accel.attention import CACHE_TYPES, KVCache
 from accel.chat import render
 from accel.device import dense_type
 from accel.pack import pack, plan
-from accel.programs import Programs, keep_programs_on_disk
+from accel.programs import Programs, give_back_memory, keep_programs_on_disk
 from accel.rope import rope_table
 from accel.sampler import Choice, Settings, settings_of
 from accel.steps import State, decode, read, read_all, untapped
@@ -53,7 +54,6 @@ class Model:
                                  remedy=f"Choose one of {', '.join(known)}")  # fmt: skip
         keep_programs_on_disk()
         self.file, self.arith, self.cache_type = file, arith, cache_type
-        self.tokenizer = Tokenizer(file.vocabulary, nfc=nfc)
         self.open_s = 0.0
         self.programs = Programs()
         self._rope_tables: dict[int, jax.Array] = {}
@@ -64,7 +64,11 @@ class Model:
         self._n_shown = 0
         self.params: Any = plan(file)
         self._prepare()  # the usual program compiles while the weights are packed
-        self.params = pack(file, progress)
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+            tokenizer = pool.submit(Tokenizer, file.vocabulary, nfc=nfc)
+            self.params = pack(file, progress)
+            self.tokenizer = tokenizer.result()
+        give_back_memory()
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], *,
                     tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:  # fmt: skip
@@ -120,6 +124,7 @@ class Model:
         Returns the choice, in NumPy scalars, and on the device the logits [1, n_rows] and ``seen``, which was donated.
         """
         self.file.check_ids(ids, n_past=len(cache.ids))
+        cache.reserve(len(cache.ids) + len(ids))  # at once: each size of cache has programs of its own
         choices: Any = None
         logits: Any = None
         for at in range(0, len(ids), CHUNKS[-1]):

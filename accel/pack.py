@@ -11,12 +11,12 @@ Matrices that multiply the same activations and have the same types (gate and up
 after rows: fewer and wider loops, some 15 % faster.
 
 The output matrix, 151,936 rows of it, is cut into slices of rows, and each slice takes a slot. The embedding, where it
-is a matrix of its own, is only ever looked up, a row at a time: it stays as it is in the file, and on a CPU *where* it is.
+is a matrix of its own, is only ever looked up, a row at a time: it stays as the file has it, on a CPU *where* it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +35,6 @@ OUTPUT_SLICES = 16
 """The partial sums of a whole output matrix would be tens of megabytes; those of a slice stay in the cache."""
 SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """Roles that multiply the same activations."""
-Release = Callable[[], None]
 PACKING_THREADS = 2  # NumPy's copies run without the interpreter's lock; more threads than this gain nothing
 LOT_ROWS, LOT_ELEMENTS = 1536, 768
 """What is re-ordered at once: little enough to stay in the cache, enough for NumPy's price of a call not to show."""
@@ -103,8 +102,9 @@ def plan(file: ModelFile) -> Params:
         stacks[roles] = Stack(parts, index, index)
     embedding = tensors["token_embd.weight"]
     output = shapes_of_slices(embedding if config.tied else tensors["output.weight"])
+    bytes_of = jax.ShapeDtypeStruct((1, embedding.n_rows, row_bytes(embedding)), jnp.uint8)
     return Params(
-        embedding=output if config.tied else whole(embedding, jax.ShapeDtypeStruct((1, *embedding.raw().shape), jnp.uint8)),
+        embedding=output if config.tied else whole(embedding, bytes_of),
         matrices=stacks,
         vectors={name: shape(len(v), *v[0].shape) for name, v in vectors.items()},
         final_gain=shape(*tensors["output_norm.weight"].shape),
@@ -124,7 +124,6 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
     def count(n: int) -> None:
         nonlocal done
         done += n
-        file.release()
         if progress:
             progress(done, len(tensors))
 
@@ -135,15 +134,15 @@ def pack(file: ModelFile, progress: Callable[[int, int], None] | None = None) ->
         kind, slot = places(layers)
         parts = [
             fill(part, [partial(finite_rows, m) for m, k in zip(layers, kind, strict=True) if k == i],
-                 partial(count, len(roles)))
+                 file.release, partial(count, len(roles)))
             for i, part in enumerate(planned.matrices[roles].parts)
         ]  # fmt: skip
         stacks[roles] = Stack(tuple(parts), jnp.asarray(kind), jnp.asarray(slot))
     embedding, tied = tensors["token_embd.weight"], file.config.tied
     output = pack_slices(planned.output, embedding if tied else tensors["output.weight"], file.release)
     if not tied:
-        embedding.check_finite()
-        file.release()
+        for _ in finite_rows([embedding]):
+            file.release()
     final_gain = jnp.asarray(tensors["output_norm.weight"].decode())
     count(len(tensors) - done)
     looked_up = output if tied else whole(embedding, jax.device_put(embedding.raw()[None]))
@@ -205,10 +204,10 @@ def whole(tensor: Tensor, raw: Any) -> Packed:
     return Packed((), (), {"raw": raw}, tensor.type.name)
 
 
-def pack_slices(planned: Packed, tensor: Tensor, release: Release) -> Packed:
+def pack_slices(planned: Packed, tensor: Tensor, release: Callable[[], None]) -> Packed:
     """One tall matrix, cut into slices of rows."""
     step = tensor.n_rows // n_slices(tensor)
-    slices = [slice(start, start + step) for start in range(0, tensor.n_rows, step)]
+    slices = [range(start, start + step) for start in range(0, tensor.n_rows, step)]
     return fill(planned, [partial(finite_rows, [tensor], rows) for rows in slices], release)
 
 
@@ -217,14 +216,17 @@ def row_bytes(tensor: Tensor) -> int:
     return tensor.row_bytes
 
 
-def finite_rows(tensors: Sequence[Tensor], rows: slice = slice(None)) -> list[np.ndarray]:
-    """Rows of each tensor, uint8 [n_rows, row_bytes], their scales checked.
+def finite_rows(tensors: Sequence[Tensor], rows: range | None = None) -> Iterator[np.ndarray]:
+    """Rows of each tensor (all, or ``rows``), one tensor after the other, in lots: uint8 [n_rows, row_bytes].
 
     Raises FormatError for a NaN or infinite scale.
     """
     for tensor in tensors:
-        tensor.check_finite(rows)
-    return [tensor.raw(rows) for tensor in tensors]
+        wanted = range(tensor.n_rows) if rows is None else rows
+        for start in range(wanted.start, wanted.stop, LOT_ROWS):
+            lot = slice(start, min(start + LOT_ROWS, wanted.stop))
+            tensor.check_finite(lot)
+            yield tensor.raw(lot)
 
 
 def shapes(type_name: str, n_slots: int, n_rows: int, row_bytes: int) -> Packed:
@@ -247,40 +249,44 @@ def packed_of(type_name: str, parts: dict[str, Any]) -> Packed:
     return Packed(words, scales, parts, type_name)
 
 
-def fill(planned: Packed, readers: Sequence[Callable[[], Sequence[np.ndarray]]],
-         release: Release = lambda: None) -> Packed:  # fmt: skip
-    """Pack the rows that each reader returns, matrix after matrix, into its slot; ``release`` is called after each.
+def nothing() -> None:
+    """What is done where nobody asks for anything."""
 
-    What was packed is not needed a second time: giving its pages of the file back as one goes keeps the file and
-    the packed weights from being in memory both.
+
+def fill(planned: Packed, readers: Sequence[Callable[[], Iterable[np.ndarray]]],
+         release: Callable[[], None] = nothing, filled: Callable[[], None] = nothing) -> Packed:  # fmt: skip
+    """Pack the lots of rows that each reader yields, one after the other, into its slot.
+
+    ``release`` is called after each lot, ``filled`` after each slot. What was packed is not needed a second time:
+    giving its pages of the file back as one goes keeps the file and the packed weights from being in memory both.
     """
     host = jax.tree.map(lambda a: aligned(a.shape, a.dtype), planned)
 
     def place(slot: int) -> None:
-        place_rows(jax.tree.map(lambda a: a[slot], host), readers[slot]())
-        release()
+        matrix, first = jax.tree.map(lambda a: a[slot], host), 0
+        for lot in readers[slot]():
+            place_rows(matrix, lot, first)
+            first += len(lot)
+            release()
+        filled()
 
     with ThreadPoolExecutor(PACKING_THREADS) as pool:
         list(pool.map(place, range(len(readers))))
     return jax.tree.map(jax.device_put, host)
 
 
-def place_rows(host: Packed, matrices: Sequence[np.ndarray]) -> None:
-    """Write the rows of ``matrices``, uint8 [n_rows, row_bytes] each, one after the other into a slot's arrays."""
-    if "raw" in host.fields:
-        np.concatenate(matrices, out=host.fields["raw"])
+def place_rows(matrix: Packed, lot: np.ndarray, first: int) -> None:
+    """Write rows of blocks, uint8 [n_rows, row_bytes], as rows ``first`` and following of a matrix on the host."""
+    rows, block = slice(first, first + len(lot)), BY_NAME[matrix.type]
+    if "raw" in matrix.fields:
+        matrix.fields["raw"][rows] = lot
         return
-    block = BY_NAME[host.type]
-    n_blocks, first = LOT_ELEMENTS // block.block_elements, 0
-    for raw in matrices:
-        for row in range(0, len(raw), LOT_ROWS):
-            for column in range(0, raw.shape[1], n_blocks * block.block_bytes):
-                lot = raw[row : row + LOT_ROWS, column : column + n_blocks * block.block_bytes]
-                parts = packed_of(host.type, parts_of(host.type, lot))
-                for array, part in zip(jax.tree.leaves(host), jax.tree.leaves(parts), strict=True):
-                    at = column * len(array) // raw.shape[1]  # arrays have so many rows for each block
-                    array[at : at + len(part), first + row : first + row + len(lot)] = part
-        first += len(raw)
+    step = LOT_ELEMENTS // block.block_elements * block.block_bytes
+    for column in range(0, lot.shape[1], step):
+        parts = packed_of(matrix.type, parts_of(matrix.type, lot[:, column : column + step]))
+        for array, part in zip(jax.tree.leaves(matrix), jax.tree.leaves(parts), strict=True):
+            at = column * len(array) // lot.shape[1]  # arrays have so many rows for each block
+            array[at : at + len(part), rows] = part
 
 
 def parts_of_rows(type_name: str, raw: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ covers program, versions, options and processor. Like every such cache it is cod
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -48,7 +49,15 @@ class Programs:
 
 def compiled(function: Any, *arguments: Any) -> Any:
     """``function`` (a ``jax.jit``) compiled for these arguments or shapes."""
-    return function.lower(*arguments).compile(compiler_options())
+    program = function.lower(*arguments).compile(compiler_options())
+    give_back_memory()
+    return program
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the C library is glibc: compiling leaves 160 MB that it would keep."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def compiler_options() -> dict[str, Any]:

@@ -14,12 +14,26 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import bench, chat, convert, inspect, options, pull, quantize, run, tokenize
+from assay.commands import (
+    bench,
+    chat,
+    convert,
+    diff,
+    hex,
+    inspect,
+    options,
+    pull,
+    quantize,
+    run,
+    tensors,
+    tokenize,
+    validate,
+)
 from formats import AssayError
 
 EPILOG = (
     "Exit codes: 0 success; 1 a bug in Assay; 2 bad request; 3 damaged file; 4 not a model Assay can run; "
-    "5 chat template; 6 model could not be fetched; 7 not-a-number; 130 interrupted."
+    "5 chat template; 6 model could not be fetched; 7 not-a-number; 8 the files compared differ; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -35,6 +49,10 @@ app.command("chat", epilog=EPILOG)(chat.command)
 app.command("tokenize", epilog=EPILOG)(tokenize.command)
 app.command("inspect", epilog=EPILOG)(inspect.command)
 app.command("convert", epilog=EPILOG)(convert.command)
+app.command("tensors", epilog=EPILOG)(tensors.command)
+app.command("validate", epilog=EPILOG)(validate.command)
+app.command("hex", epilog=EPILOG)(hex.command)
+app.command("diff", epilog=EPILOG)(diff.command)
 app.command("pull", epilog=EPILOG)(pull.command)
 app.command("bench", epilog=EPILOG)(bench.command)
 app.command("quantize", epilog=EPILOG)(quantize.command)

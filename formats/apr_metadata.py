@@ -8,9 +8,6 @@ defaults: C-APR-MERGE-RUNNABLE.)
 
 from __future__ import annotations
 
-import json
-import math
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,12 +17,9 @@ import numpy as np
 
 from formats.cursor import shown
 from formats.errors import FormatError
+from formats.strict_json import parse_object
 
 MAX_METADATA = 16 << 20
-MAX_VALUES = 1 << 20
-"""Commas, and so roughly values: what bounds the memory that 16 MiB of ``[],[],[]`` would otherwise take."""
-MAX_DEPTH = 32
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 ALIASES = {
     "hidden_size": ("hidden_dim", "d_model", "n_embd"),
     "num_layers": ("n_layers", "num_hidden_layers", "n_layer"),
@@ -151,47 +145,4 @@ def parse(raw: bytes, path: Path, offset: int) -> AprMetadata:
 
     Raises FormatError bad-metadata, whatever is wrong with it: never a default in place of what could not be read.
     """
-
-    def fail(detail: str) -> FormatError:
-        return FormatError("bad-metadata", detail, path=path, field="metadata", offset=offset,
-                           remedy="The file is damaged, or its writer is; convert the model again.")  # fmt: skip
-
-    def constant(name: str) -> float:
-        raise fail(f"{name} is not JSON")
-
-    def floating(text: str) -> float:
-        value = float(text)
-        if math.isinf(value):
-            raise fail(f"the number {shown(text)} is too large")
-        return value
-
-    if (n := raw.count(b",")) > MAX_VALUES:
-        raise fail(f"it has about {n} values, more than the {MAX_VALUES} allowed")
-    try:
-        values = json.loads(raw.decode(), parse_constant=constant, parse_float=floating)
-        if SURROGATE.search(raw):  # one half of a pair is a string that no file and no terminal could be given
-            json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeError as error:
-        raise fail("it is not valid UTF-8") from error
-    except ValueError as error:  # also an integer of more digits than Python takes
-        raise fail(f"it is not valid JSON: {shown(str(error))}") from error
-    except RecursionError as error:
-        raise fail("it is nested too deeply") from error
-    if not isinstance(values, dict):
-        raise fail(f"it is {kind_of(values)}, but must be an object")
-    if not shallow(values):
-        raise fail(f"it is nested more than {MAX_DEPTH} deep")
-    return AprMetadata(values, path)
-
-
-def shallow(values: Any) -> bool:
-    """Whether no value is nested more than MAX_DEPTH deep. Level by level: it does not recurse itself."""
-    level = [values]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for value in level:
-            items = value.values() if isinstance(value, dict) else value
-            if not {dict, list}.isdisjoint(map(type, items)):
-                inner += [item for item in items if isinstance(item, dict | list)]
-        level = inner
-    return not level
+    return AprMetadata(parse_object(raw, path, "metadata", offset=offset, code="bad-metadata", last_wins=True), path)

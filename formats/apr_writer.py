@@ -18,12 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from formats.apr import HEADER, MAGIC, MAX_DIMS, MAX_NAME, MAX_TENSORS, ROW_MAJOR, Header, aligned
-from formats.apr_metadata import MAX_METADATA, MAX_VALUES, shallow
+from formats.apr_metadata import MAX_METADATA
 from formats.apr_types import CODE_OF, nbytes_of
 from formats.container import Stored, demand_distinct
 from formats.cursor import shown
 from formats.durable import Progress, quiet, replacing
 from formats.errors import InputError
+from formats.strict_json import MAX_VALUES, shallow
 
 
 def write_apr(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[Stored], *, flags: int = 0,

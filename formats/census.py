@@ -66,7 +66,7 @@ def sides(source: Container, a: TensorInfo | None, target: Container, b: TensorI
 def side_of(container: Container, info: TensorInfo) -> dict[str, Any]:
     digest = hashlib.sha256()
     for piece in raw_pieces(container, info.name):
-        digest.update(piece)
+        digest.update(piece.data)
     return {"name": info.name, "type": info.type.name, "shape": list(info.shape), "bytes": info.nbytes,
             "sha256": digest.hexdigest()}  # fmt: skip
 

@@ -72,6 +72,11 @@ class Container:
     """What strict mode would have rejected, one line each."""
     map: mmap.mmap | None = field(default=None, repr=False)
 
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The files that hold it: one, unless the format is a folder."""
+        return (self.path,)
+
     def raw(self, name: str) -> np.ndarray:
         """A tensor's stored bytes: u8 [nbytes], a read-only view of the map, no copy.
 

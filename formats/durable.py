@@ -13,7 +13,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -114,6 +114,13 @@ def sha256_of(path: Path, progress: Progress = quiet) -> str:
             done += len(chunk)
             progress(done, total, "verifying")
     return digest.hexdigest()
+
+
+def sha256_of_files(files: Sequence[Path]) -> str:
+    """SHA-256 of one file; of several, of the lines that ``sha256sum`` prints for them in this order, names only."""
+    if len(files) == 1:
+        return sha256_of(files[0])
+    return hashlib.sha256("".join(f"{sha256_of(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 
 def unfinished(final: Path) -> Path:

@@ -13,10 +13,13 @@ may reach a user: an ``IndexError`` or a ``MemoryError`` from hostile input is a
     5     TemplateError    the chat template is missing, refused, or failed
     6     SourceError      a model could not be fetched or verified
     7     NumericError     an engine produced a value that is not a number
+    8     -                no error: the two things that were compared differ (``DIFFERENT``)
     130   -                interrupted (Ctrl-C)
 """
 
 from __future__ import annotations
+
+DIFFERENT = 8
 
 
 class AssayError(Exception):

@@ -60,6 +60,10 @@ class HFFolder(Container):
     files: tuple[Path, ...] = ()
     """Everything that was read, by name."""
 
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        return self.files
+
     def raw(self, name: str) -> np.ndarray:
         return self.shard_of.get(name, next(iter(self.shards.values()))).raw(name)
 

@@ -129,7 +129,7 @@ def config_of(config: JsonFile, *, tied: bool) -> Config:
 
     required = {field: integer(key, field) for field, key in KEYS.items()}
     n_heads = required["n_heads"]
-    theta = rope_of(config).get("rope_theta")
+    theta: Any = rope_of(config).get("rope_theta")
     if type(theta) not in (int, float):
         theta = config.get("rope_theta", (int, float))
     read = Config(

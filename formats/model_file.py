@@ -7,7 +7,6 @@ asked for.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +20,7 @@ from formats.anatomy import Config, tensor_shapes
 from formats.apr import Apr
 from formats.container import Container, StorageType, TensorInfo, open_container
 from formats.cursor import shown
-from formats.durable import sha256_of
+from formats.durable import sha256_of_files
 from formats.errors import FormatError, InputError, ModelError
 from formats.gguf import GGUF
 from formats.hf_folder import HFFolder
@@ -111,7 +110,7 @@ class ModelFile:
     """Gives the memory of file pages that were read back to the system; they are read again when needed."""
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
-    """The files of a model that is a folder."""
+    """The files that hold it: one, unless it is a folder."""
 
     @cached_property
     def sha256(self) -> str:
@@ -119,10 +118,7 @@ class ModelFile:
 
         Of a folder: that of the lines that ``sha256sum`` prints for the files that were read, in the order of names.
         """
-        if not self.files:
-            return sha256_of(self.path)
-        lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in self.files)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return sha256_of_files(self.files or (self.path,))
 
     def check_ids(self, ids: Sequence[int], *, n_past: int = 0, max_tokens: int = 0) -> None:
         """Raise InputError unless ``ids`` are one or more embedding rows that fit the context.
@@ -158,7 +154,11 @@ def open_model(path: str | Path) -> ModelFile:
     model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
     or wrongly shaped tensors, a vocabulary that does not fit.
     """
-    container = open_container(path)
+    return model_in(open_container(path))
+
+
+def model_in(container: Container) -> ModelFile:
+    """The model in a container that is open already; raises as :func:`open_model`."""
     model = described(container)
     tensors = {name: tensor_of(container, info, name) for name, info in model.tensors.items()}
     check_tensors(tensors, model.config, where=str(container.path))
@@ -175,7 +175,7 @@ def open_model(path: str | Path) -> ModelFile:
         size=container.size,
         release=container.release,
         warnings=(*container.warnings, *model.warnings),
-        files=container.files if isinstance(container, HFFolder) else (),
+        files=container.parts,
     )
 
 

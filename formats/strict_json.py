@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from formats.errors import FormatError
 MAX_VALUES = 1 << 20
 """Commas, and so roughly values: what bounds the memory that a short text can ask for."""
 MAX_DEPTH = 32
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0) -> dict[str, Any]:
+def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: str = "bad-json",
+                 last_wins: bool = False) -> dict[str, Any]:  # fmt: skip
     """The JSON object in ``raw``, which ``field`` names in errors and ``offset`` places in the file.
 
-    Raises FormatError bad-json: not UTF-8, not JSON, no object, a key twice, a number that is none or too large,
-    more than ``MAX_VALUES`` values or ``MAX_DEPTH`` levels.
+    ``last_wins`` is for a format whose own writers repeat keys. Raises FormatError ``code``: not UTF-8, not JSON, no
+    object, a key twice, a number that is none or too large, more than ``MAX_VALUES`` values or ``MAX_DEPTH`` levels.
     """
 
     def fail(detail: str) -> FormatError:
-        return FormatError("bad-json", detail, path=path, field=field, offset=offset,
+        return FormatError(code, detail, path=path, field=field, offset=offset,
                            remedy="The file is damaged, or its writer is; fetch it again.")  # fmt: skip
 
     def constant(name: str) -> float:
@@ -53,9 +56,9 @@ def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0) -> dict
         raise fail(f"it has about {n} values, more than the {MAX_VALUES} allowed")
     try:
         text = raw.decode()
-        values = json.loads(text, parse_constant=constant, parse_float=floating, object_pairs_hook=distinct)
-        if b"\\u" in raw:
-            # One half of a surrogate pair is a string that no file and no terminal could be given.
+        values = json.loads(text, parse_constant=constant, parse_float=floating,
+                            object_pairs_hook=None if last_wins else distinct)
+        if SURROGATE.search(raw):  # one half of a pair is a string that no file and no terminal could be given
             json.dumps(values, ensure_ascii=False).encode()
     except UnicodeError as error:
         raise fail("it is not valid UTF-8") from error

@@ -60,10 +60,10 @@ def show(census: dict[str, Any]) -> None:
     """The census as tables: both sides, then what did not go over as it was."""
     source, target = census["source"], census["target"]
     rows = [("file", source["path"], target["path"]), ("bytes", f"{source['bytes']:,}", f"{target['bytes']:,}")]
-    for kind in dict.fromkeys([*source["types"], *target["types"]]):
-        rows.append((f"tensors in {kind}", *(in_type(side["types"].get(kind)) for side in (source, target))))
-    for key, label in (("tokens", "tokens"), ("merges", "merges"), ("template_characters", "chat template")):
-        rows.append((label, *(f"{side['vocabulary'][key]:,}" for side in (source, target))))
+    rows += [(f"tensors in {kind}", in_type(source["types"].get(kind)), in_type(target["types"].get(kind)))
+             for kind in dict.fromkeys([*source["types"], *target["types"]])]  # fmt: skip
+    rows += [(label, f"{source['vocabulary'][key]:,}", f"{target['vocabulary'][key]:,}")
+             for key, label in (("tokens", "tokens"), ("merges", "merges"), ("template_characters", "chat template"))]
     verdicts = Counter(record["verdict"] for record in census["tensors"])
     fates = Counter(record["fate"] for record in census["metadata"])
     rows.append(("tensors compared", "", ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())))

@@ -14,6 +14,7 @@ from assay.engines import BUILTIN_NAME, find, load
 from assay.progress import bar
 from assay.pull import say
 from formats import AssayError, open_model
+from formats.container import Container, open_container
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (fetched on first use), builtin.")
@@ -65,6 +66,24 @@ def open_file(model: str) -> Any:
     return file
 
 
+def open_any(model: str) -> Container:
+    """Find and open a file of tensors of any format, whether or not it is a model that can be run."""
+    with bar() as progress:
+        return open_container(find(model, progress=progress))
+
+
+def container_of(container: Container) -> dict[str, Any]:
+    """The ``model`` object in the JSON of commands that look inside any file."""
+    return {"path": str(container.path), "format": container.format, "bytes": container.size}
+
+
+class Output(Console):
+    """A Rich console that leaves a pipe whose reader has gone to ``assay/cli.py``; Rich itself would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table. Cells are data: nothing in them is markup, and what is too long for a terminal is wrapped."""
     table = Table(title=title, show_header=any(columns))
@@ -73,7 +92,7 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> N
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else UNWRAPPED  # None: that of the terminal
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+    Output(width=width, markup=False, emoji=False, highlight=False).print(table)
 
 
 def error_of(error: AssayError) -> dict[str, str]:

@@ -101,8 +101,8 @@ def test_integer_product_is_the_oracles_ggml_arithmetic(type_name: str) -> None:
         type = BY_NAME[type_name]
 
         @staticmethod
-        def raw() -> np.ndarray:
-            return raw
+        def raw(rows: slice) -> np.ndarray:
+            return raw[rows]
 
     theirs = block_dot.block_dot(quantized, Stored, slice(None))[0]  # pyright: ignore[reportArgumentType]
     w = blocks.unpack(type_name, raw)

@@ -20,7 +20,7 @@ import sys, jax, accel
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 model = accel.load(sys.argv[1])
-print(accel.generate(model, "def fib(n):", max_tokens=4).ids, sum("cache_hits" in event for event in hits))
+print(accel.generate(model, list(range(9)), max_tokens=4).ids, sum("cache_hits" in event for event in hits))
 """
 
 

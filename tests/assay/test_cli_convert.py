@@ -55,3 +55,15 @@ def test_a_pickle_is_refused_and_exit_3(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK\3\4")
     done = assay("inspect", str(tmp_path))
     assert done.is_refusal(3) and "[pickle]" in done.err
+
+
+def test_a_folder_can_be_looked_into(tmp_path: Path) -> None:
+    """tensors, validate and diff take a folder; hex, which shows the bytes of one file, says what to give it."""
+    folder = str(tmp_path / "model")
+    assert assay("convert", "builtin", folder, "--as", "F32").code == 0
+    assert len(assay("tensors", folder, "--json").json["tensors"]) == 26
+    assert assay("validate", folder, "--json").code == 0
+    assert assay("inspect", folder).code == 0
+    refused = assay("hex", folder)
+    assert refused.code == 2 and "Give one of its safetensors files" in refused.err
+    assert assay("hex", f"{folder}/model.safetensors").code == 0

@@ -13,6 +13,7 @@ import pytest
 from command_line import assay
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_builder import build
 
 from assay import cli, pull
 from formats import ModelError, NumericError, SourceError, TemplateError
@@ -37,7 +38,10 @@ def truncated(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [("inspect",), ("run", "a", "-m"), ("tokenize", "a", "-m"), ("chat", "-m")])
+LOOKING = [("inspect",), ("tensors",), ("validate",), ("hex",), ("diff", "builtin")]
+
+
+@pytest.mark.parametrize("command", [*LOOKING, ("run", "a", "-m"), ("tokenize", "a", "-m"), ("chat", "-m")])
 def test_files_that_are_no_models(command: tuple[str, ...], truncated: Path) -> None:
     pipe = truncated.with_name("pipe")
     os.mkfifo(pipe)
@@ -62,7 +66,7 @@ def test_every_error_has_its_exit_code(error: type[ModelError], monkeypatch: pyt
         raise error("two\nlines", where="here", remedy="Do that.")
 
     monkeypatch.setattr("assay.commands.options.open_model", failing)
-    refusal = assay("inspect", "--json")
+    refusal = assay("tokenize", "a", "--json")
     assert refusal.is_refusal(error.exit_code)
     assert refusal.err == "assay: here: two lines. Do that.\n"
     said = {"type": error.__name__, "what": "two\nlines", "where": "here", "remedy": "Do that."}
@@ -71,12 +75,12 @@ def test_every_error_has_its_exit_code(error: type[ModelError], monkeypatch: pyt
 
 def test_a_bug_is_called_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("assay.commands.options.open_model", lambda path: 1 / 0)
-    refusal = assay("inspect")
+    refusal = assay("tokenize", "a")
     assert refusal.is_refusal(1)
     assert "internal error: ZeroDivisionError" in refusal.err
     monkeypatch.setenv("ASSAY_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
-        assay("inspect")
+        assay("tokenize", "a")
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +88,7 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("assay.commands.options.open_model", stopping)
-    said = assay("inspect")
+    said = assay("tokenize", "a")
     assert (said.code, said.out, said.err) == (130, "", "assay: interrupted\n")
 
 
@@ -135,6 +139,21 @@ def test_a_reader_that_was_never_there(model: str, code: int, unbuffered: str) -
     _, err = child.communicate()
     assert child.returncode == code
     assert err.count(b"\n") == (code != 0)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [
+    (("tensors",), 0), (("hex",), 0), (("inspect", "--keys"), 0), (("validate",), 0), (("diff", "builtin"), 8),
+    (("validate", "--json"), 0),
+])  # fmt: skip
+def test_a_reader_who_has_seen_enough(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    """The exit code is that of the answer, not of the pipe."""
+    other = [str(build(tmp_path / "other.gguf"))] if arguments[0] == "diff" else []
+    gone, end = os.pipe()
+    os.close(gone)
+    child = program(*arguments, *other, stdout=end)
+    os.close(end)
+    _, err = child.communicate()
+    assert (child.returncode, err) == (code, b"")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full is Linux's")

@@ -1,0 +1,97 @@
+"""How the commands that look inside files print: plain columns, colours on a terminal only, nothing cut in a pipe."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from assay.commands.options import UNWRAPPED, Output
+
+VERDICTS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIPPED": "dim"}
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal; what is printed there is data, never markup."""
+    width = None if sys.stdout.isatty() else UNWRAPPED
+    return Output(width=width, markup=False, emoji=False, highlight=False)
+
+
+def columns(names: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Collection[str] = (),
+            title: str | None = None) -> None:  # fmt: skip
+    """A table without lines; columns named in ``right`` hold numbers. Too long a text is folded, never cut."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False,
+                  padding=(0, 1 if len(names) > 7 else 2, 0, 0), show_edge=False)  # fmt: skip
+    for name in names:
+        number = name in right
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    console().print(table)
+
+
+def line(*parts: str | tuple[str, str], indent: int = 0) -> None:
+    """One line of text, of which a part may be a pair (text, style); on a terminal folded under its first word."""
+    out, text = console(), Text.assemble(*parts)
+    if not parts:
+        out.print()
+    elif sys.stdout.isatty():
+        out.print(Padding(text, (0, 0, 0, indent), expand=False))
+    else:
+        out.print(Text(" " * indent).append_text(text), soft_wrap=True)
+
+
+def grid(rows: Iterable[Sequence[Text]], *, fold_from: int) -> None:
+    """Columns without a heading; those from ``fold_from`` on are folded where the terminal ends."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for i, row in enumerate(rows):
+        if i == 0:
+            for j in range(len(row)):
+                table.add_column(no_wrap=j < fold_from, overflow="fold")
+        table.add_row(*row)
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    for text in captured.get().splitlines():
+        print(text.rstrip())  # a pipe wants no padding at the end of a line
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Few digits; nothing for what is not there."""
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def share(value: float) -> str:
+    """A percentage that is 0 only if the value is."""
+    if value == 0:
+        return "0"
+    return f"{value:.2%}" if value >= 5e-5 else "<0.01%"
+
+
+def size(nbytes: int) -> str:
+    """``485.5 MB``; powers of ten, as disks are sold."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.1f} {unit}"
+    return f"{nbytes} B"
+
+
+def plural(n: int, noun: str) -> str:
+    """``1 tensor``, ``2 tensors``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def finite(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinities become their names, at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,92 @@
+"""``assay validate``: is this file what it should be?"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from assay.commands import options, tables
+from assay.progress import bar
+from formats import TemplateError
+from formats.container import Container
+from formats.gates import FAIL, PASS, SKIPPED, WARN, Gate, Report, validate
+
+CULPRITS_SHOWN = 5
+CULPRIT_INDENT = 9
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")] = options.DEFAULT_MODEL,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say of every gate why its limit is what it is.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Ask a model file what could be wrong with it: structure, checksums, numbers, hyper-parameters, vocabulary.
+
+    Every gate says PASS, WARN, FAIL or SKIPPED; a skipped gate has not passed. Exit code 0 if nothing failed, 3 if
+    the bytes are damaged, 4 if they are not a model to run.
+    """
+    container = options.open_any(model)
+    with bar() as progress:
+        report = validate(container, knows_template=oracle_knows, progress=progress)
+    with suppress(BrokenPipeError):  # the verdict stands, whether or not anybody reads on
+        if as_json:
+            typer.echo(json.dumps(tables.finite(facts_of(container, report)), ensure_ascii=False))
+        else:
+            show(container, report, verbose)
+    raise typer.Exit(report.exit_code)
+
+
+def oracle_knows(template: str) -> bool:
+    """Whether the oracle's renderer knows this chat template."""
+    from reference.chat import flavour_of
+
+    try:
+        flavour_of(template)
+    except TemplateError:
+        return False
+    return True
+
+
+def facts_of(container: Container, report: Report) -> dict[str, Any]:
+    """The JSON object."""
+    return {
+        "model": options.container_of(container),
+        "verdict": report.verdict,
+        "exit_code": report.exit_code,
+        "counts": {verdict: report.count(verdict) for verdict in (PASS, WARN, FAIL, SKIPPED)},
+        "gates": [asdict(gate) for gate in report.gates],
+    }
+
+
+def show(container: Container, report: Report, verbose: bool) -> None:
+    """A line a gate; below those that did not pass, what broke the limit and why there is one."""
+    tables.line((f"{container.path} ({container.format}, {tables.size(container.size)})", "bold"))
+    for gate in report.gates:
+        text = f"  {gate.name:<27}{measured(gate):>16}  {gate.limit}"
+        tables.line((f"{gate.verdict:<7}", tables.VERDICTS[gate.verdict]), text)
+        for culprit in gate.culprits[:CULPRITS_SHOWN]:
+            tables.line(culprit, indent=CULPRIT_INDENT)
+        if len(gate.culprits) > CULPRITS_SHOWN:
+            tables.line(f"and {len(gate.culprits) - CULPRITS_SHOWN:,} more (--json lists all)", indent=CULPRIT_INDENT)
+        if verbose or gate.verdict != PASS:
+            tables.line((gate.why, "dim"), indent=CULPRIT_INDENT)
+    counts = ", ".join(f"{report.count(verdict)} {word}" for verdict, word in
+                       ((PASS, "passed"), (WARN, "warned"), (FAIL, "failed"), (SKIPPED, "skipped")))  # fmt: skip
+    tables.line((report.verdict, tables.VERDICTS[report.verdict]), f": {counts}")
+
+
+def measured(gate: Gate) -> str:
+    """What was measured, in few characters."""
+    value = gate.measured
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return tables.share(value) if gate.limit.startswith("<") and "%" in gate.limit else tables.number(value)
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= 16 else "see below" if gate.culprits else text
