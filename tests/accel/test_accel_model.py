@@ -36,7 +36,7 @@ def test_reading_piece_by_piece_is_reading_at_once(builtin_accel: Model) -> None
 
 
 def test_a_prompt_longer_than_a_chunk_and_a_cache_that_grows(builtin_accel: Model, builtin_f64: Any) -> None:
-    ids = (IDS * 30)[: LONGEST["float32"] + 9]  # a whole chunk and a padded piece; more tokens than the first cache has rows
+    ids = (IDS * 30)[: LONGEST["float32"] + 9]  # a whole piece and a padded one; more than the first cache has rows
     logits, cache = builtin_accel.prefill(ids)
     assert cache.ids == ids and cache.capacity == 512
     assert relative(logits, builtin_f64.prefill(ids)[0]) < bound(builtin_accel)
