@@ -36,8 +36,8 @@ CACHE_TYPE_OF = {"fast": "f16", "f32": "f32"}
 CHUNKS = (16, 32, 64, 128, 256, 512)
 """Lengths a program is compiled for; a shorter piece of prompt is padded up to the next."""
 LONGEST = {"bfloat16": 512, "float32": 256}
-"""Tokens read at once, at most. Longer pieces decode weights less often, but their activations leave the cache: the 1.5B
-reads 990 tokens with f32 dots on Zen 3 by 512 at 41 tokens/s, by 256 at 46 to 48, in 25 MB less."""
+"""Tokens read at once, at most. Longer pieces decode weights less often, but their activations leave the cache: the
+1.5B reads 990 tokens with f32 dots on Zen 3 by 512 at 41 tokens/s, by 256 at 46 to 48, in 25 MB less."""
 ONE_BY_ONE = 8
 """Up to so many tokens are read as decoding reads them: each costs the weights once more, but a generation needs that
 program anyway, and compiling one for 8 tokens takes longer than reading them so often."""
