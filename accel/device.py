@@ -14,13 +14,13 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @cache
-def dense_type() -> jnp.dtype:
-    """The type in which ``fast`` multiplies decoded matrices: bf16 where the hardware does, else f32.
+def dense_type(arith: str) -> jnp.dtype:
+    """The type in which decoded matrices are multiplied: for ``fast`` bf16 where the hardware does that, else f32.
 
     A processor without bf16 instructions widens every element first: on Zen 3 bf16 dots of 128 tokens reach 70
     GFLOP/s and f32 dots 100 to 130; on Zen 4, which has them, 340 and 190.
     """
-    return jnp.dtype(jnp.bfloat16 if multiplies_bf16() else jnp.float32)
+    return jnp.dtype(jnp.bfloat16 if arith == "fast" and multiplies_bf16() else jnp.float32)
 
 
 def multiplies_bf16() -> bool:

@@ -113,7 +113,7 @@ def product(x: jax.Array, rounded: Activations, packed: Packed, slot: jax.Array,
         return one_by_one(integer_product, a, packed, slot)
     if len(x) <= FEW_TOKENS:
         return one_by_one(float_product, x, packed, slot)
-    dtype = dense_type() if arith == "fast" else jnp.dtype(jnp.float32)
+    dtype = dense_type(arith)
     width, (most_outputs, most_elements) = n_out, WIDEST_DECODED[dtype.name]
     while width > min(most_outputs, most_elements // x.shape[1]) and width % 2 == 0:
         width //= 2

@@ -16,7 +16,7 @@ import numpy as np
 from formats.anatomy import Config
 from formats.apr import Apr
 from formats.container import TensorInfo
-from formats.cursor import shown
+from formats.cursor import shown, shown_number
 from formats.errors import ModelError
 from formats.qwen2 import ARCHITECTURE, Qwen2, checked_vocabulary, demand_heads, demand_plausible
 from formats.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
@@ -133,7 +133,8 @@ def config_of(apr: Apr, tensors: Mapping[str, TensorInfo]) -> Config:
         return value
 
     def floating(key: str) -> float:
-        value = float(np.float32(min(meta.floating(key), 1e38)))  # what every writer of these files holds, and GGUF too
+        value = max(-1e38, min(meta.floating(key), 1e38))
+        value = float(np.float32(value))  # what every writer of these files holds, and GGUF too
         demand_plausible(key, value, key, where)
         return value
 
@@ -208,8 +209,9 @@ def vocabulary_of(apr: Apr, n_rows: int, warnings: list[str]) -> Vocabulary:
         raise ModelError(f"tokenizer {shown(kind)} is not byte-level BPE ('gpt2')", where=where, remedy=remedy)
     tokens, merges = meta.strings("tokenizer.vocabulary"), meta.strings("tokenizer.merges")
     if meta.integer("tokenizer.vocab_size", default=len(tokens)) != len(tokens):
-        raise ModelError(f"tokenizer.vocab_size is {meta.integer('tokenizer.vocab_size')}, but there are {len(tokens)} "
-                         "tokens", where=where, remedy=remedy)  # fmt: skip
+        stated = shown_number(meta.integer("tokenizer.vocab_size"))
+        raise ModelError(f"tokenizer.vocab_size is {stated}, but there are {len(tokens)} tokens", where=where,
+                         remedy=remedy)  # fmt: skip
     pre = meta.string("tokenizer.pre_type", default="")
     if not pre:
         warnings.append("the file does not name its pre-tokeniser; it is taken to be Qwen2's own")

@@ -34,6 +34,11 @@ def shown(name: str) -> str:
     return repr(name if len(name) <= 64 else name[:61] + "...")
 
 
+def shown_number(value: int) -> str:
+    """An integer out of untrusted JSON, fit for one line: one of thousands of digits by its size."""
+    return str(value) if abs(value) < 1 << 200 else f"about {'-' * (value < 0)}2**{value.bit_length()}"
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
     """Open a regular file for reading: (descriptor, its status).

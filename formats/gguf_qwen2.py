@@ -8,6 +8,7 @@ any real model keeps to, and against the tensors. What is required is never defa
 from __future__ import annotations
 
 from formats.anatomy import Config
+from formats.cursor import shown
 from formats.errors import ModelError
 from formats.gguf import GGUF
 from formats.qwen2 import ARCHITECTURE, Qwen2, checked_vocabulary, demand_heads, demand_plausible
@@ -35,7 +36,7 @@ def config_of(gguf: GGUF) -> Config:
     meta, where = gguf.metadata, str(gguf.path)
     architecture = meta.string("general.architecture")
     if architecture != ARCHITECTURE:
-        raise ModelError(f"architecture {architecture!r} is not {ARCHITECTURE!r}", where=where,
+        raise ModelError(f"architecture {shown(architecture)} is not {ARCHITECTURE!r}", where=where,
                          remedy="Assay runs Qwen2, Qwen2.5 and models distilled into them")  # fmt: skip
     if meta.integer("split.count", default=1) > 1:
         raise ModelError("the file is one shard of a split model", where=where,
@@ -105,7 +106,7 @@ def vocabulary_of(gguf: GGUF, *, n_rows: int) -> Vocabulary:
     """
     meta, where = gguf.metadata, str(gguf.path)
     if (kind := meta.string("tokenizer.ggml.model")) != "gpt2":
-        raise ModelError(f"tokenizer {kind!r} is not byte-level BPE ('gpt2')", where=where,
+        raise ModelError(f"tokenizer {shown(kind)} is not byte-level BPE ('gpt2')", where=where,
                          remedy="Text could not be encoded reliably with this file")  # fmt: skip
     ids = {key: meta.integer(f"tokenizer.ggml.{key}", default=-1)
            for key in ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id")}  # fmt: skip

@@ -122,7 +122,8 @@ def config_of(config: JsonFile, *, tied: bool) -> Config:
         return value
 
     def floating(key: str, value: float) -> float:
-        value = float(np.float32(min(value, 1e38)))  # what GGUF holds; transformers' double differs in the 8th digit
+        value = max(-1e38, min(value, 1e38))
+        value = float(np.float32(value))  # what GGUF holds; transformers' double differs in the 8th digit
         demand_plausible(key, value, key, where)
         return value
 
@@ -216,8 +217,8 @@ def chat_template(folder: HFFolder, warnings: list[str]) -> str | None:
         return folder.metadata[TEMPLATE] or None
     value = JsonFile(folder, TOKENIZER_CONFIG).get("chat_template", (str, list), None)
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        others = sorted(str(name) for name in named if name != "default")
+        named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
+        others = sorted(name for name in named if name != "default")
         warnings.append(f"of the chat templates only the default one is used, not {shown(', '.join(others))}")
         value = named.get("default")
         if value is not None and not isinstance(value, str):

@@ -19,6 +19,7 @@ from formats import apr_qwen2, blocks, gguf_qwen2, hf_qwen2
 from formats.anatomy import Config, tensor_shapes
 from formats.apr import Apr
 from formats.container import Container, StorageType, TensorInfo, open_container
+from formats.cursor import shown
 from formats.durable import sha256_of_files
 from formats.errors import FormatError, InputError, ModelError
 from formats.gguf import GGUF
@@ -208,7 +209,7 @@ def check_tensors(tensors: Mapping[str, Tensor], config: Config, *, where: str) 
         raise ModelError(f"{len(missing)} tensors are missing: {_some(missing)}", where=where,
                          remedy="The conversion lost them; convert again from the original")  # fmt: skip
     if surplus := [name for name in tensors if name not in expected]:
-        raise ModelError(f"{len(surplus)} tensors are not part of a Qwen2 model: {_some(surplus)}",
+        raise ModelError(f"{len(surplus)} tensors are not part of a Qwen2 model: {_some([*map(shown, surplus)])}",
                          where=where, remedy="Running without them would not be this model")  # fmt: skip
     wrong = [
         f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
@@ -225,5 +226,5 @@ def check_tensors(tensors: Mapping[str, Tensor], config: Config, *, where: str) 
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:NAMED_AT_MOST])
-    return shown if len(names) <= NAMED_AT_MOST else f"{shown} and {len(names) - NAMED_AT_MOST} more"
+    first = ", ".join(names[:NAMED_AT_MOST])
+    return first if len(names) <= NAMED_AT_MOST else f"{first} and {len(names) - NAMED_AT_MOST} more"

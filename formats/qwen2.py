@@ -6,12 +6,12 @@ here: the doubts that apply to any file.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from formats.anatomy import Config
 from formats.container import TensorInfo
+from formats.cursor import shown, shown_number
 from formats.errors import ModelError
 from formats.vocabulary import CONTROL, Vocabulary
 
@@ -43,9 +43,9 @@ class Qwen2:
 def demand_plausible(field: str, value: float, key: str, where: str) -> None:
     """Raise ModelError unless ``value``, which the file calls ``key``, can be the ``field`` of a Config."""
     low, high = PLAUSIBLE[field]
-    if not (math.isfinite(value) and low <= value <= high):
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
-        raise ModelError(f"{key} = {shown} is outside {low:g}..{high:g}", where=where,
+    if not low <= value <= high:  # nor is NaN; an integer of JSON may be larger than any float
+        given = f"{value:g}" if isinstance(value, float) else shown_number(value)
+        raise ModelError(f"{key} = {given} is outside {low:g}..{high:g}", where=where,
                          remedy="No Qwen2 model has such a value; the file is damaged")  # fmt: skip
 
 
@@ -83,10 +83,10 @@ def checked_vocabulary(tokens: Sequence[str], kinds: Sequence[int], merges: Sequ
     if len(ids) != len(tokens):
         raise refuse(f"{len(tokens) - len(ids)} tokens occur twice")
     if bad := [m for m in merges if m.count(" ") != 1 or m[0] == " " or m[-1] == " "]:
-        raise refuse(f"merge {bad[0]!r} is not a pair of tokens")
+        raise refuse(f"merge {shown(bad[0])} is not a pair of tokens")
     for key, value in special.items():
         if value is not None and not 0 <= value < len(tokens):
-            raise refuse(f"{key} {value} is outside the vocabulary of {len(tokens)}")
+            raise refuse(f"{key} {shown_number(value)} is outside the vocabulary of {len(tokens)}")
     ends = {value for key, value in special.items() if key != "bos_token_id"}
     ends |= {ids[s] for s in END_SPELLINGS if s in ids and kinds[ids[s]] == CONTROL}
     return Vocabulary(tokens=tokens, kinds=kinds, merges=merges, pre=pre, add_bos=add_bos,

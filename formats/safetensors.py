@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from formats.container import Container, StorageType, TensorInfo
-from formats.cursor import CHANGED, Cursor, demand_unchanged, opened, shown
+from formats.cursor import CHANGED, Cursor, demand_unchanged, opened, shown, shown_number
 from formats.errors import FormatError
 from formats.ggml_types import BY_NAME
 from formats.strict_json import parse_object
@@ -139,7 +139,7 @@ def entry(cursor: Cursor, name: str, value: Any, data_start: int) -> TensorInfo:
         raise cursor.fail("bad-shape", "the shape makes 2**63 or more bytes", where, 8)
     if (nbytes := prod(shape) * kind.block_bytes) != end - begin:
         raise cursor.fail("bad-size", f"{shape} in {dtype} takes {nbytes} bytes, but its data_offsets span "
-                          f"{shown(str(end - begin))}", where, 8)  # fmt: skip
+                          f"{shown_number(end - begin)}", where, 8)  # fmt: skip
     return TensorInfo(name, kind, tuple(shape), data_start + begin, nbytes)
 
 
@@ -157,8 +157,8 @@ def check_layout(cursor: Cursor, infos: list[TensorInfo], data_start: int) -> No
             raise cursor.fail("overlap", f"the data begins at byte {info.offset}, inside another tensor's, which ends "
                               f"at {end}", where, info.offset)  # fmt: skip
         if info.offset + info.nbytes > cursor.size:
-            raise cursor.fail("out-of-file", f"the data ends at byte {shown(str(info.offset + info.nbytes))}, the file "
-                              f"at {cursor.size}", where, cursor.size, INCOMPLETE)  # fmt: skip
+            raise cursor.fail("out-of-file", f"the data ends at byte {shown_number(info.offset + info.nbytes)}, "
+                              f"the file at {cursor.size}", where, cursor.size, INCOMPLETE)  # fmt: skip
         if info.offset > end:
             raise cursor.fail("hole", f"{info.offset - end} bytes before it belong to no tensor", where, end)
         end = info.offset + info.nbytes

@@ -12,7 +12,7 @@ from stages import captured, expected_order, relative, replacing, rounding_bound
 
 import accel
 from accel.attention import CACHE_TYPES, SMALLEST_CAPACITY
-from accel.model import ARITHMETICS, CHUNKS, Model
+from accel.model import ARITHMETICS, LONGEST, Model
 from formats import FormatError, InputError, NumericError
 from formats.anatomy import Config
 from goldens import BUILTIN
@@ -36,7 +36,7 @@ def test_reading_piece_by_piece_is_reading_at_once(builtin_accel: Model) -> None
 
 
 def test_a_prompt_longer_than_a_chunk_and_a_cache_that_grows(builtin_accel: Model, builtin_f64: Any) -> None:
-    ids = (IDS * 30)[: CHUNKS[-1] + 9]  # a whole chunk and a padded piece; more tokens than the first cache has rows
+    ids = (IDS * 30)[: LONGEST["float32"] + 9]  # a whole piece and a padded one; more than the first cache has rows
     logits, cache = builtin_accel.prefill(ids)
     assert cache.ids == ids and cache.capacity == 512
     assert relative(logits, builtin_f64.prefill(ids)[0]) < bound(builtin_accel)
@@ -44,7 +44,7 @@ def test_a_prompt_longer_than_a_chunk_and_a_cache_that_grows(builtin_accel: Mode
 
 def test_a_short_prompt_still_works_after_a_long_one(builtin_accel: Model) -> None:
     before = builtin_accel.prefill(IDS)[0]
-    builtin_accel.prefill((IDS * 30)[: CHUNKS[-1] + 9])
+    builtin_accel.prefill((IDS * 30)[: LONGEST["float32"] + 9])
     assert np.array_equal(builtin_accel.prefill(IDS)[0], before)
 
 

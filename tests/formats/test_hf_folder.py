@@ -150,6 +150,9 @@ CONFIGS: dict[str, tuple[type[AssayError], dict[str, Any]]] = {
     "rope_theta in words": (FormatError, {"rope_theta": "1e6"}),
     "rope_theta of 0": (ModelError, {"rope_theta": 0.0}),
     "rope_theta beyond every float": (ModelError, {"rope_theta": 10**400}),
+    "rope_theta below every float": (ModelError, {"rope_theta": -(10**400)}),
+    "an eos of 400 digits": (ModelError, {"eos_token_id": 10**400}),
+    "layers that no float can count": (ModelError, {"num_hidden_layers": 10**4299}),
     "no epsilon": (FormatError, {"rms_norm_eps": ...}),
     "layers in words": (FormatError, {"num_hidden_layers": "1"}),
     "layers that are true": (FormatError, {"num_hidden_layers": True}),
@@ -169,7 +172,14 @@ def test_a_config_that_cannot_be_run(tmp_path: Path, case: str) -> None:
     error, change = CONFIGS[case]
     with pytest.raises(error) as caught:
         open_model(hf_builder.build(tmp_path / "hf", config=change))
-    assert type(caught.value) is error and str(caught.value).isprintable()
+    assert type(caught.value) is error and str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_chat_templates_of_any_name(tmp_path: Path) -> None:
+    """A name need not be a text, nor anything that could be looked up."""
+    templates = [{"name": [], "template": "a"}, {"name": None}, {}, {"name": "default", "template": "b"}]
+    folder = hf_builder.build(tmp_path / "hf", files={"tokenizer_config.json": {"chat_template": templates}})
+    assert open_model(folder).chat_template == "b"
 
 
 def test_newer_spellings(tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ HOSTILE = {
     "three offsets": ("bad-header", whole({"x": {**X8, "data_offsets": [0, 8, 8]}}, bytes(8))),
     "data beyond the end": ("out-of-file", whole({"x": X8}, bytes(7))),
     "an offset of 2**64": ("out-of-file", whole({"x": {**X8, "data_offsets": [2**64, 2**64 + 8]}}, bytes(8))),
+    "an offset whose sum Python would not print": ("out-of-file", whole(
+        {"x": entry("I8", [0], 10**4300 - 1, 10**4300 - 1)}, bytes(8))),
     "two tensors on one range": ("overlap", whole({"x": X8, "y": X8}, bytes(8))),
     "two tensors that share a byte": ("overlap", whole({"x": X8, "y": entry("I8", [8], 7)}, bytes(15))),
     "an empty tensor inside another": ("overlap", whole({"x": X8, "y": entry("I8", [0], 4)}, bytes(8))),

@@ -160,13 +160,15 @@ def test_row_blocks_and_caching_change_nothing(
     assert whole.dtype == kind.dtype and whole.shape == (4, file.tensors[name].shape[0])
     span = np.abs(x) @ np.abs(file.tensors[name].decode().astype(kind.dtype)).T
     unit = 2.0**-53 if arith == "f64" else U32
-    if arith == "ggml":
+    rounded = arith == "ggml"  # the activations, to what the weights' type asks for
+    if rounded and file.tensors[name].type.block_elements > 1:
         assert np.array_equal(whole, cut) and np.array_equal(whole, cached)  # integers: not a bit may change
         return
     for other in (cached, cut):  # BLAS may order a sum of 256 by the matrix's height: 256·u of Σ|w·x|
         assert (np.abs(whole - other) <= 256 * unit * span).all()
-    exact = x.astype(np.float64) @ file.tensors[name].decode().astype(np.float64).T
-    assert (np.abs(whole - exact) <= 256 * unit * span).all()
+    if not rounded:
+        exact = x.astype(np.float64) @ file.tensors[name].decode().astype(np.float64).T
+        assert (np.abs(whole - exact) <= 256 * unit * span).all()
 
 
 @pytest.mark.parametrize("n_rows", [1, 6, 7, 8, 100])
