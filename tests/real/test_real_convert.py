@@ -84,7 +84,7 @@ def test_half_billion_is_refused_by_apr_and_exact_as_f32(real_05b: Path, scratch
 def test_half_billion_as_a_folder(real_05b: Path, scratch: Path) -> None:
     """In F16 shards: rounded by as much as the census says, the same tokenizer as the library's, both engines agree."""
     folder = scratch / "0.5b"
-    census = convert(real_05b, folder, treatment="F16", shard_bytes=400_000_000)
+    census = convert(real_05b, folder, to="hf", treatment="F16", shard_bytes=400_000_000)
     rounded = [record for record in census["tensors"] if record["verdict"] == "rounded"]
     assert rounded and max(record["rms_relative_error"] for record in rounded) < 2**-11  # half a unit of 11 bits
     assert len(list(folder.glob("model-*.safetensors"))) > 2
