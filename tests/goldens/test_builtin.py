@@ -80,7 +80,8 @@ def test_its_maker_quantises_to_the_file_s_types() -> None:
     assert {one.name: (one.type.name, one.shape) for one in made} == {
         name: (tensor.type.name, tensor.shape) for name, tensor in file.tensors.items()}  # fmt: skip
     again = make_builtin.quantised(weights)
-    assert all(np.array_equal(a.read(), b.read()) for a, b in zip(made, again, strict=True))
+    for a, b in zip(made, again, strict=True):
+        assert all(np.array_equal(p, q) for p, q in zip(a.read(), b.read(), strict=True)), a.name
 
 
 def test_the_record_is_of_these_files() -> None:
