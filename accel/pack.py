@@ -199,7 +199,8 @@ def whole(tensor: Tensor, raw: Any) -> Packed:
     """A matrix that is only looked up: its bytes, uint8 [1, n_rows, row_bytes], as the file has them.
 
     The CPU device takes an array over without a copy if it begins at a multiple of 64 bytes, also one that is a map of
-    the file; then a row comes into memory when its token occurs. (Elsewhere, and else, it is copied.)
+    the file; then a row comes into memory when its token occurs, and a file cut short meanwhile ends the process, as it
+    does the oracle's. (Elsewhere, and else, it is copied.)
     """
     return Packed((), (), {"raw": raw}, tensor.type.name)
 
