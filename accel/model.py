@@ -20,6 +20,7 @@ from jax.experimental import io_callback
 from accel.attention import CACHE_TYPES, KVCache
 from accel.chat import render
 from accel.device import dense_type
+from accel.matmul import FEW_TOKENS
 from accel.pack import pack, plan
 from accel.programs import Programs, give_back_memory, keep_programs_on_disk
 from accel.rope import rope_table
@@ -184,6 +185,7 @@ class Model:
             "arith": self.arith,
             "dtype": "float32",
             "dense": dense_type(self.arith).name,
+            "int8_up_to": FEW_TOKENS if self.arith == "fast" else 0,
             "cache": self.cache_type,
             "device": f"{device.platform}:{device.device_kind}",
             "jax": jax.__version__,

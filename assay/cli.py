@@ -16,12 +16,15 @@ from typer.exceptions import TyperException
 
 from assay.commands import (
     bench,
+    bisect,
     chat,
     convert,
     diff,
+    flips,
     hex,
     inspect,
     options,
+    parity,
     pull,
     quantize,
     run,
@@ -33,7 +36,8 @@ from formats import AssayError
 
 EPILOG = (
     "Exit codes: 0 success; 1 a bug in Assay; 2 bad request; 3 damaged file; 4 not a model Assay can run; "
-    "5 chat template; 6 model could not be fetched; 7 not-a-number; 8 the files compared differ; 130 interrupted."
+    "5 chat template; 6 model could not be fetched; 7 not-a-number; 8 what was compared differs; "
+    "9 not the same sample; 10 no verdict; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -55,6 +59,9 @@ app.command("hex", epilog=EPILOG)(hex.command)
 app.command("diff", epilog=EPILOG)(diff.command)
 app.command("pull", epilog=EPILOG)(pull.command)
 app.command("bench", epilog=EPILOG)(bench.command)
+app.command("parity", epilog=EPILOG)(parity.command)
+app.command("flips", epilog=EPILOG)(flips.command)
+app.command("bisect", epilog=EPILOG)(bisect.command)
 app.command("quantize", epilog=EPILOG)(quantize.command)
 
 

@@ -12,6 +12,7 @@ from formats.errors import (
     InputError,
     ModelError,
     NumericError,
+    SampleError,
     SourceError,
     TemplateError,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ModelError",
     "ModelFile",
     "NumericError",
+    "SampleError",
     "SourceError",
     "TemplateError",
     "Tensor",

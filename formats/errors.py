@@ -14,12 +14,15 @@ may reach a user: an ``IndexError`` or a ``MemoryError`` from hostile input is a
     6     SourceError      a model could not be fetched or verified
     7     NumericError     an engine produced a value that is not a number
     8     -                no error: the two things that were compared differ (``DIFFERENT``)
+    9     SampleError      two engines were not shown the same sample, so nothing was compared
+    10    -                no error: no verdict, for want of a floor (``UNDECIDED``)
     130   -                interrupted (Ctrl-C)
 """
 
 from __future__ import annotations
 
 DIFFERENT = 8
+UNDECIDED = 10
 
 
 class AssayError(Exception):
@@ -80,3 +83,9 @@ class NumericError(AssayError):
     """An engine produced a NaN or an infinity; generation stops rather than launder it into a token."""
 
     exit_code = 7
+
+
+class SampleError(AssayError):
+    """Two engines were not shown the same prompt, ids, weights or stages: no number is computed from that."""
+
+    exit_code = 9

@@ -1,0 +1,84 @@
+"""The three arms of a comparison: truth, oracle, candidate; and the sample they are shown.
+
+The only place that knows which engines stand before the judge. Truth is the oracle in f64; the floor comes from the
+oracle in f32, made noisy as the candidate's arithmetic declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from assay.engines import load
+from formats import InputError, ModelFile
+from formats.ggml_types import BY_NAME
+from formats.protocol import Prompt
+from parity.precision import Key, Precision, precision
+from parity.sample import Sample, check_same
+
+MULTIPLIED = {"attn_norm": "attn_q", "attention": "attn_output", "ffn_norm": "ffn_gate", "ffn_swiglu": "ffn_down"}
+"""The matrix that each activation of a layer is multiplied with, or the first of those."""
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Three engines on one file."""
+
+    truth: Any
+    oracle: Any
+    candidate: Any
+
+    @property
+    def file(self) -> ModelFile:
+        """The file they all compute with."""
+        return self.truth.file
+
+    def declared(self, n_at_once: int) -> Precision | None:
+        """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
+        return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file))
+
+    def sample(self, text: str | None, ids: Sequence[int] | None, chat: bool) -> list[int]:
+        """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.
+
+        Raises SampleError where they differ, InputError for neither or both of text and ids.
+        """
+        if (text is None) == (ids is None):
+            raise InputError("a comparison needs a prompt, or --ids", where="prompt", remedy="Give one of the two")
+        ours, theirs = (self._read_by(engine, text, ids, chat) for engine in (self.truth, self.candidate))
+        check_same(ours, theirs)
+        self.file.check_ids(ours.ids)
+        return list(ours.ids)
+
+    def _read_by(self, engine: Any, text: str | None, ids: Sequence[int] | None, chat: bool) -> Sample:
+        if ids is not None:
+            return Sample(None, tuple(ids), engine.file.sha256)
+        prompt = engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text or "")
+        return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
+
+
+def arms(file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None) -> Arms:
+    """Load truth, oracle and a candidate; the first two share their decoded weights (4 bytes each, kept)."""
+    truth = load(file, engine="reference", arith="f64", cache_weights=True)
+    oracle = load(file, engine="reference", arith="f32")
+    candidate = load(file, engine=engine, arith=arith, cache_type=cache_type)
+    oracle.weights = truth.weights
+    if engine == "reference" and candidate.arith.name != "ggml":
+        candidate.weights = truth.weights
+    return Arms(truth, oracle, candidate)
+
+
+def activation_blocks(file: ModelFile) -> dict[Key, int]:
+    """How many elements of each multiplied activation share a scale where it is rounded to 8 bits; 0: never."""
+
+    def block(tensor: str) -> int:
+        size = BY_NAME[file.tensors[tensor].type.name].block_elements
+        return size if size > 1 else 0
+
+    blocks: dict[Key, int] = {
+        (stage, layer): block(f"blk.{layer}.{name}.weight")
+        for layer in range(file.config.n_layers)
+        for stage, name in MULTIPLIED.items()
+    }
+    blocks["final_norm", None] = block("token_embd.weight" if file.config.tied else "output.weight")
+    return blocks

@@ -1,0 +1,92 @@
+"""``assay flips``: which tokens of a text can flip, and which did?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import typer
+
+from assay.arms import Arms
+from assay.commands import options, tables
+from assay.commands.parity import (
+    Chat,
+    Ids,
+    PathThrough,
+    Prompt,
+    PromptFile,
+    Runs,
+    exit_code,
+    flips_line,
+    read_prompt,
+    shown,
+)
+from assay.judging import judge_flips
+from assay.progress import bar
+from parity.flips import EXPLAINED, Positions, account
+from parity.verdict import Verdict, of_flips
+
+SHOWN = 20
+
+
+def command(
+    prompt: Prompt = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    engine: options.Engine = "accel",
+    arith: options.Arith = None,
+    cache_type: options.CacheType = None,
+    prompt_file: PromptFile = None,
+    ids: Ids = None,
+    chat: Chat = False,
+    path: PathThrough = "prefill",
+    runs: Runs = 4,
+    as_json: options.Json = False,
+) -> None:
+    """Predict from the oracle and the floor alone how probable each token's flip is; then look at the candidate.
+
+    A text of any length is read in windows of 256 tokens. Exit code 0: every flip was predicted, and there are as many
+    as expected; 8: not so; 10: no floor.
+    """
+    text = read_prompt(prompt, prompt_file, ids, path)
+    judged, sample = shown(text, ids, chat, model, engine, arith, cache_type)
+    with bar() as progress:
+        positions = judge_flips(judged, sample, path, runs, progress)
+    if positions is None:
+        raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
+    counted = account(positions)
+    verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))
+    if as_json:
+        said = {"verdict": verdict, **counted._asdict(), "positions_in_doubt": in_doubt(judged, sample, positions),
+                "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
+        typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
+    else:
+        show(in_doubt(judged, sample, positions))
+        tables.line(flips_line(counted))
+        tables.line((verdict, "green" if verdict.green else "bold red"))
+    raise typer.Exit(exit_code(verdict))
+
+
+def in_doubt(judged: Arms, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
+    """The positions that flipped, or that the floor could have flipped, most probable first."""
+    doubtful = np.flatnonzero(positions.flipped | (positions.probability >= EXPLAINED))
+    decode = judged.truth.tokenizer.decode
+    return [
+        {"position": int(i), "after": decode(ids[max(0, i - 7) : i + 1]), "token": decode([int(positions.top[i])]),
+         "margin": float(positions.margin[i]), "sigma": float(positions.sigma[i]),
+         "probability": float(positions.probability[i]), "flipped": bool(positions.flipped[i]),
+         "moved": float(positions.moved[i])}
+        for i in sorted(doubtful, key=lambda i: (-positions.flipped[i], -positions.probability[i]))
+    ]  # fmt: skip
+
+
+def show(doubtful: list[dict[str, Any]]) -> None:
+    """The table of tokens that could flip."""
+    rows = [(str(one["position"]), repr(one["after"]), repr(one["token"]), f"{one['margin']:.4f}",
+             f"{one['sigma']:.4f}", f"{one['probability']:.3f}", "flipped" if one["flipped"] else "")
+            for one in doubtful[:SHOWN]]  # fmt: skip
+    if rows:
+        names = ("position", "after", "true token", "margin", "noise", "probability", "")
+        tables.columns(names, rows, right=("position", "margin", "noise", "probability"))
+        tables.line(f"{len(doubtful):,} tokens in doubt, {len(rows)} shown")
+        tables.line()

@@ -1,0 +1,92 @@
+"""Running the judge over the arms: what ``assay parity``, ``flips`` and ``bisect`` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from assay.arms import Arms
+from formats import InputError
+from formats.protocol import Engine
+from parity import flips, stages
+from parity.bisect import Finding, bisect
+from parity.precision import Key, Precision
+from parity.verdict import Verdict, of_stages
+
+PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
+    "prefill": flips.by_prefill,
+    "decode": flips.by_decode,
+}
+WINDOW = 256
+"""Positions of a text that are judged together: 0.5B, 0.3 GB of true logits."""
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """Every stage of every layer, judged."""
+
+    ids: list[int]
+    declared: Precision
+    verdict: Verdict
+    finding: Finding
+    own: stages.Distances
+    inherited: stages.Distances
+    floor: stages.Floor
+    untouched: float
+    """Relative L2 distance between the candidate's logits with and without a tap that changes nothing."""
+
+    def ratio(self, key: Key) -> float:
+        """A stage's own error in floors."""
+        return stages.over_floor(self.own[key], self.floor[key])
+
+
+def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> StageReport | None:
+    """Truth, floor, and every stage's own error; None where the candidate does not declare its arithmetic.
+
+    On the decoding path only as many ids are read as the candidate reads like single tokens. Raises InputError for
+    more tokens than the truth of every stage may be kept of.
+    """
+    if path == "decode":
+        ids = ids[: arms.candidate.fingerprint().get("int8_up_to") or len(ids)]
+    if len(ids) > stages.MAX_TOKENS:
+        raise InputError(f"{len(ids)} tokens, but stages are kept for at most {stages.MAX_TOKENS}", where="prompt",
+                         remedy="'assay flips' reads longer texts")  # fmt: skip
+    declared = arms.declared(len(ids))
+    if declared is None:
+        return None
+    n = 5
+    progress(0, n, "truth")
+    truth = stages.capture(arms.truth, ids)
+    progress(1, n, "floor")
+    floor = stages.floor(arms.oracle, ids, truth, declared, runs=runs)
+    reference = max(stages.over_floor(d, floor[key]) for key, d in stages.own(arms.oracle, ids, truth).items())
+    progress(2, n, "candidate, stage by stage")
+    finding, own = bisect(arms.candidate, ids, truth, floor)
+    progress(3, n, "candidate, undisturbed")
+    inherited = stages.inherited(arms.candidate, ids, truth)
+    plain, tapped = arms.candidate.forward(ids), arms.candidate.forward(ids, stages.unchanged)
+    progress(4, n, "verdict")
+    equal = any(np.array_equal(plain, logits) for logits in (arms.oracle.forward(ids), truth["logits", None]))
+    verdict = of_stages(finding, declared, equal=equal, reference=reference)
+    return StageReport(list(ids), declared, verdict, finding, own, inherited, floor,
+                       stages.distance(tapped, plain).relative_l2)  # fmt: skip
+
+
+def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> flips.Positions | None:
+    """Every position of ``ids``, in windows that each start anew; None where there is no declared arithmetic."""
+    if runs < 2 or runs % 2:
+        raise InputError(f"{runs} runs", where="--runs", remedy="Give an even number, at least 2")
+    windows = [ids[at : at + WINDOW] for at in range(0, len(ids), WINDOW)]
+    parts = []
+    for i, window in enumerate(windows):
+        progress(i, len(windows), "positions")
+        declared = arms.declared(1 if path == "decode" else len(window))
+        if declared is None:
+            return None
+        part = flips.teacher_forced(arms.truth, arms.oracle, arms.candidate, window, declared, runs=runs,
+                                    n_vocab=len(arms.file.vocabulary), read=PATHS[path], seed=i * runs)  # fmt: skip
+        parts.append(part)
+    return flips.joined(parts)

@@ -1,0 +1,12 @@
+"""The judge: where do two engines part, is it rounding or a bug, and can it change a token?
+
+It is handed engines (``formats.protocol.Engine``) and knows none of them, so anybody's can be put before it.
+
+    sample.py       the gate: same prompt, ids, weights, stages, shapes; otherwise no number is computed
+    precision.py    what an arithmetic declares to round, as a tap that rounds an oracle in the same way at random
+    distance.py     how far one activation is from the true one
+    stages.py       every stage of every layer fed with the truth: the error that is its own, beside the floor
+    flips.py        which tokens can flip, how probable that is, and which did
+    bisect.py       the first stage whose own computation is wrong, and the proof by transplant
+    verdict.py      what all this amounts to, and the exit code
+"""

@@ -1,0 +1,66 @@
+"""How far one activation is from the true one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+class Distance(NamedTuple):
+    """An activation ``x`` beside the truth ``t``, both [n_tokens, size]; the difference is d = x - t."""
+
+    relative_l2: float
+    """|d| / |t| over everything."""
+    worst_position: float
+    """The largest |d_i| / |t_i| of a position i: a fault that only one position has drowns in the whole."""
+    position: int
+    peak: float
+    """The largest |d_ij| over the root mean square of t_i: likewise one channel's fault."""
+    channel: int
+    cosine: float
+    std_ratio: float
+    """Sample standard deviation of x over that of t: the incident's criterion, reported and never trusted alone."""
+    bias: float
+    """Mean of d over its root mean square: 0 where errors cancel, ±1 where all have one sign."""
+    max_ulp: float
+    """The largest |d_ij| in units of f32's spacing at t_ij."""
+    n_bad: int
+    """Elements of x that are NaN or infinite."""
+
+
+def distance(found: np.ndarray, truth: np.ndarray) -> Distance:
+    """``found`` against ``truth``, first axis positions, the rest of any shape; computed in f64."""
+    x, t = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (found, truth))
+    n_bad = int(x.size - np.isfinite(x).sum())
+    if n_bad:
+        at = np.argwhere(~np.isfinite(x))[0]
+        return Distance(np.inf, np.inf, int(at[0]), np.inf, int(at[1]), np.nan, np.nan, np.nan, np.inf, n_bad)
+    d = x - t
+    by_position = over(np.linalg.norm(d, axis=1), np.linalg.norm(t, axis=1))
+    peaks = over(np.abs(d), np.sqrt(np.square(t).mean(1, keepdims=True)))
+    position, rms = int(by_position.argmax()), float(np.sqrt(np.square(d).mean()))
+    return Distance(
+        relative_l2=float(over(np.linalg.norm(d), np.linalg.norm(t))),
+        worst_position=float(by_position[position]),
+        position=position,
+        peak=float(peaks.max()),
+        channel=int(np.unravel_index(peaks.argmax(), peaks.shape)[1]),
+        cosine=float(over((x * t).sum(), np.linalg.norm(x) * np.linalg.norm(t))),
+        std_ratio=float(over(x.std(ddof=1), t.std(ddof=1))),
+        bias=float(d.mean() / rms) if rms else 0.0,
+        max_ulp=float((np.abs(d) / np.maximum(ulp(t), 2.0**-149)).max()),
+        n_bad=0,
+    )
+
+
+def ulp(t: np.ndarray) -> np.ndarray:
+    """f32's spacing at each t: 2^(floor(log2 |t|) - 23). (NumPy's own is 0 for small ones once JAX flushes them.)"""
+    return np.ldexp(1.0, np.frexp(t)[1] - 24)
+
+
+def over(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """a / b, where 0 / 0 is 0 and anything else over 0 is infinite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.equal(a, 0), 0.0, np.divide(a, b))

@@ -1,0 +1,96 @@
+"""Every stage's own error: all stages are fed with the truth, and each shows what it makes of it.
+
+Errors grow on their way through a model, so a stage that differs need not be wrong: it may have inherited everything.
+Here nothing is inherited. The tap takes down what the engine computed and hands back the truth, so the next stage
+starts from there. One forward pass, and each stage of each layer has been tried on its own:
+
+    engine   input = truth ─> [stage] ─> output     distance(output, truth): its own error
+                                 tap <── truth
+                                  └────> next stage
+
+The floor is made in the same way from runs of the oracle in the candidate's declared precision (``precision.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from formats.protocol import Engine, Tap
+from parity.distance import Distance, distance
+from parity.precision import Key, Precision
+from parity.sample import check_shapes
+
+Activations = dict[Key, np.ndarray]
+Distances = dict[Key, Distance]
+
+MAX_TOKENS = 128
+"""Of a sample whose stages are kept: 0.5B in f64, 5 MB a token."""
+
+
+def unchanged(stage: str, layer: int | None, activation: Any) -> Any:
+    """The tap that does nothing."""
+    return activation
+
+
+def capture(engine: Engine, ids: Sequence[int]) -> Activations:
+    """Every activation of ``forward(ids)``, in the order in which they are computed."""
+    shown: Activations = {}
+
+    def tap(stage: str, layer: int | None, activation: Any) -> Any:
+        shown[stage, layer] = np.array(activation)
+        return activation
+
+    engine.forward(ids, tap)
+    return shown
+
+
+def inherited(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
+    """Distance of every stage of an ordinary run: its own error and all before it."""
+    return _compare(engine, ids, truth, lambda stage, layer, found: noise(stage, layer, found))
+
+
+def own(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
+    """Distance of every stage when it is fed with the truth, moved by ``noise``."""
+
+    def hand_back(stage: str, layer: int | None, found: np.ndarray) -> np.ndarray:
+        return noise(stage, layer, truth[stage, layer].astype(found.dtype))
+
+    return _compare(engine, ids, truth, hand_back)
+
+
+def _compare(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray],
+             go_on_with: Callable[[str, int | None, np.ndarray], np.ndarray]) -> Distances:  # fmt: skip
+    distances: Distances = {}
+
+    def tap(stage: str, layer: int | None, activation: Any) -> Any:
+        found, expected = np.asarray(activation), truth[stage, layer]
+        check_shapes(stage, layer, found, expected)
+        distances[stage, layer] = distance(found, expected)
+        return go_on_with(stage, layer, found)
+
+    engine.forward(ids, tap)
+    return {key: distances[key] for key in truth if key in distances}
+
+
+MEASURES = ("relative_l2", "worst_position", "peak")
+"""What of a distance is held against the floor: everything, the worst position, the worst channel."""
+Floor = dict[Key, Mapping[str, float]]
+
+
+def floor(oracle: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *, runs: int = 4,
+          measure: Callable[..., Distances] = own) -> Floor:  # fmt: skip
+    """The largest of each measure that ``runs`` perturbed runs of the oracle showed, stage by stage."""
+    every = [measure(oracle, ids, truth, declared.noise(seed)) for seed in range(runs)]
+    return {key: {m: max(getattr(one[key], m) for one in every) for m in MEASURES} for key in truth}
+
+
+def over_floor(found: Distance, limits: Mapping[str, float]) -> float:
+    """The largest of a distance's measures in units of the floor; a floor of zero allows an error of zero only."""
+    ratios = []
+    for measure in MEASURES:
+        value, limit = getattr(found, measure), limits[measure]
+        ratios.append(0.0 if value == 0 else value / limit if limit else np.inf)
+    return float(max(ratios))

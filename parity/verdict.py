@@ -1,0 +1,68 @@
+"""What a comparison amounts to.
+
+    BIT-EQUAL          the logits are the oracle's, bit for bit
+    NOISE              differences, none beyond the floor of f32 rounding
+    DRIFT              differences that a declared, coarser rounding explains; its name is given
+    BUG                a stage computes something that no declared rounding explains; its site is given
+    REFERENCE-SUSPECT  the oracle is further from the truth than the candidate is, beyond the floor
+    UNCALIBRATED       there is no floor, so no number means anything
+    SKIPPED            the comparison did not take place
+
+Only the first three are green.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from parity.bisect import SLACK, Finding
+from parity.flips import Account
+from parity.precision import Precision
+
+SIGNIFICANT = 1e-3
+"""Flips too many or too few by chance in one correct comparison of a thousand."""
+
+
+class Verdict(StrEnum):
+    """The closed set of answers."""
+
+    BIT_EQUAL = "BIT-EQUAL"
+    NOISE = "NOISE"
+    DRIFT = "DRIFT"
+    BUG = "BUG"
+    REFERENCE_SUSPECT = "REFERENCE-SUSPECT"
+    UNCALIBRATED = "UNCALIBRATED"
+    SKIPPED = "SKIPPED"
+
+    @property
+    def green(self) -> bool:
+        """Whether a user may go on."""
+        return self in (Verdict.BIT_EQUAL, Verdict.NOISE, Verdict.DRIFT)
+
+
+def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = False, reference: float = 0.0) -> Verdict:
+    """The verdict on stages. ``reference``: the worst of the oracle's own errors in its own floors.
+
+    ``equal``: whether the candidate's logits are the reference's, bit for bit.
+    """
+    if declared is None:
+        return Verdict.UNCALIBRATED
+    if reference > SLACK:
+        return Verdict.REFERENCE_SUSPECT
+    if finding.site is not None:
+        return Verdict.BUG
+    if equal:
+        return Verdict.BIT_EQUAL
+    return Verdict.NOISE if declared.name in ("f32", "f64") else Verdict.DRIFT
+
+
+def of_flips(found: Account | None, declared: Precision | None) -> Verdict:
+    """The verdict on tokens: a flip that the floor does not explain, or too many of those that it does, is a bug."""
+    if found is None:
+        return Verdict.SKIPPED
+    if declared is None:
+        return Verdict.UNCALIBRATED
+    too_many = found.p_value < SIGNIFICANT and found.observed > found.expected
+    if found.unexplained or too_many:
+        return Verdict.BUG
+    return Verdict.NOISE if declared.name in ("f32", "f64") else Verdict.DRIFT

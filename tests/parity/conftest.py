@@ -1,0 +1,35 @@
+"""The built-in model's three arms: truth, the oracle's floor, and something to judge."""
+
+from __future__ import annotations
+
+import pytest
+from planted import IDS
+
+from assay.arms import Arms, arms
+from formats import open_model
+from goldens import BUILTIN
+from parity import stages
+from parity.precision import Precision
+
+
+@pytest.fixture(scope="session")
+def judged() -> Arms:
+    """The oracle in f32 as the candidate: its floor is its own noise."""
+    return arms(open_model(BUILTIN), "reference", "f32")
+
+
+@pytest.fixture(scope="session")
+def declared(judged: Arms) -> Precision:
+    found = judged.declared(len(IDS))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def truth(judged: Arms) -> stages.Activations:
+    return stages.capture(judged.truth, IDS)
+
+
+@pytest.fixture(scope="session")
+def limits(judged: Arms, truth: stages.Activations, declared: Precision) -> stages.Floor:
+    return stages.floor(judged.oracle, IDS, truth, declared)

@@ -1,0 +1,119 @@
+"""The prediction of flips: its pieces against known values, and its calibration on noise that it did not see."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from planted import IDS, Planted
+
+from assay.arms import Arms
+from parity import flips
+from parity.flips import Positions, account, block_bootstrap, flip_probability, poisson_binomial, student_tail
+from parity.precision import Precision
+from parity.verdict import Verdict, of_flips
+
+
+@pytest.mark.parametrize(("t", "freedom", "tail"), [
+    (0.0, 4, 0.5), (2.776445, 4, 0.025), (4.604095, 4, 0.005), (1.859548, 8, 0.05), (-1.859548, 8, 0.95),
+    (9.924843, 2, 0.005), (3.686155, 16, 0.001),
+])  # fmt: skip
+def test_tails_of_students_t(t: float, freedom: int, tail: float) -> None:
+    """Quantiles of printed tables."""
+    assert student_tail(np.array(t), freedom) == pytest.approx(tail, rel=1e-4)
+
+
+def test_equal_probabilities_make_the_binomial() -> None:
+    n, p = 12, 0.3
+    expected = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+    np.testing.assert_allclose(poisson_binomial(np.full(n, p)), expected, rtol=1e-12)
+
+
+def test_unequal_probabilities_by_enumeration() -> None:
+    p = np.array([0.1, 0.5, 0.9])
+    expected = [0.0] * 4
+    for outcome in np.ndindex(2, 2, 2):
+        chance = np.prod(np.where(outcome, p, 1 - p))
+        expected[sum(outcome)] += float(chance)
+    np.testing.assert_allclose(poisson_binomial(p), expected, rtol=1e-12)
+
+
+def test_a_tie_without_noise_is_no_certainty_and_a_lead_without_noise_is() -> None:
+    leads, sigmas = np.array([[0.0, 9.0], [1.0, 1.0]]), np.zeros((2, 2))
+    np.testing.assert_array_equal(flip_probability(leads, sigmas, 4), [0.5, 0.0])
+
+
+def drawn(n: int, scale: float = 1.0, seed: int = 1) -> Positions:
+    """Positions whose candidate's noise is ``scale`` times the noise from which sigma was estimated (4 runs)."""
+    rng = np.random.default_rng(seed)
+    leads = rng.exponential(2.0, (n, 1))
+    true_sigma = np.exp(rng.normal(-1, 0.5, (n, 1)))
+    variances = np.square(true_sigma * rng.standard_normal((n, 4))).mean(1, keepdims=True)
+    sigmas, freedom = flips.moderated(variances, 4)
+    moved = scale * true_sigma[:, 0] * rng.standard_normal(n)
+    zeros = np.zeros(n)
+    return Positions(zeros, leads[:, 0], sigmas[:, 0], flip_probability(leads, sigmas, freedom),
+                     leads[:, 0] + moved < 0, zeros, moved)  # fmt: skip
+
+
+def test_variances_lend_one_another_what_they_have_in_common() -> None:
+    draws = np.random.default_rng(0).standard_normal((4000, 4))
+    equal, freedom = flips.moderated(np.square(draws).mean(1, keepdims=True), 4)
+    assert freedom == 64 and np.std(equal) < 0.03 and np.mean(equal) == pytest.approx(1, abs=0.02)
+    spread = np.exp(np.linspace(-6, 6, 4000))[:, None]
+    _, freedom = flips.moderated(np.square(spread * draws).mean(1, keepdims=True), 4)
+    assert freedom == 6
+    assert flips.moderated(np.zeros((3, 1)), 4)[1] == 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_prediction_is_calibrated(seed: int) -> None:
+    counted = account(drawn(10_000, seed=seed))
+    assert 0.9 < counted.expected / counted.observed < 1.1 and counted.p_value > 1e-3
+
+
+def test_twice_the_declared_noise_shows() -> None:
+    counted = account(drawn(10_000, scale=2.0))
+    assert counted.observed > 1.5 * counted.expected and counted.p_value < 1e-3
+    assert of_flips(counted, Precision("f32", {})) == Verdict.BUG
+
+
+def test_one_flip_that_the_noise_cannot_explain_is_a_bug() -> None:
+    quiet = drawn(200, scale=0.0)
+    margin = quiet.margin.copy()
+    probability, flipped = quiet.probability.copy(), quiet.flipped.copy()
+    probability[17], flipped[17], margin[17] = 1e-6, True, 5.0
+    counted = account(quiet._replace(probability=probability, flipped=flipped, margin=margin))
+    assert counted.unexplained == (17,) and of_flips(counted, Precision("f32", {})) == Verdict.BUG
+
+
+def test_the_bootstrap_knows_that_neighbours_agree() -> None:
+    """A random walk of blocks: the error of the mean is far above that of independent values."""
+    values = np.repeat(np.random.default_rng(0).standard_normal(64), 32)
+    naive = values.std(ddof=1) / math.sqrt(len(values))
+    assert 3 * naive < block_bootstrap(values) < 9 * naive
+
+
+def test_the_oracle_against_itself(judged: Arms, declared: Precision) -> None:
+    found = flips.teacher_forced(judged.truth, judged.oracle, judged.candidate, IDS, declared,
+                                 n_vocab=len(judged.file.vocabulary))  # fmt: skip
+    counted = account(found)
+    assert counted.observed == 0 and counted.expected < 0.01 and 0 <= counted.kl_mean < 1e-10
+    assert (np.abs(found.moved) < 12 * found.sigma).all() and found.certificate.min() > 10
+
+
+def test_reading_one_by_one_is_the_same_sample(judged: Arms, declared: Precision) -> None:
+    whole, single = (flips.teacher_forced(judged.truth, judged.oracle, judged.candidate, IDS, declared, read=read,
+                                          n_vocab=len(judged.file.vocabulary)).kl
+                     for read in (flips.by_prefill, flips.by_decode))  # fmt: skip
+    assert single.max() < 1e-10 and whole.max() < 1e-10
+
+
+def test_a_fault_that_only_logits_show_is_found_in_the_tokens(judged: Arms, declared: Precision) -> None:
+    """A token's row raised far enough to win everywhere."""
+    loud = Planted(judged.candidate, ("logits", None), lambda x: x + 100 * (np.arange(x.shape[1]) == 99))
+    counted = account(flips.teacher_forced(judged.truth, judged.oracle, loud, IDS, declared,
+                                           n_vocab=len(judged.file.vocabulary)))  # fmt: skip
+    assert counted.observed >= len(IDS) - 1 and len(counted.unexplained) == counted.observed
+    assert of_flips(counted, declared) == Verdict.BUG

@@ -1,0 +1,122 @@
+"""The same-sample gate refuses what must not be compared; distances say what they promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from planted import IDS
+
+from assay.arms import Arms
+from formats import SampleError
+from formats.protocol import Prompt
+from parity import stages
+from parity.distance import distance
+from parity.precision import Precision, block_step, float_step, precision
+from parity.sample import Sample, check_same, check_shapes
+from parity.verdict import Verdict, of_flips
+
+ONE = Sample("<|im_start|>user\nhi<|im_end|>\n", (5, 6, 7, 8), "a" * 64)
+
+
+@pytest.mark.parametrize(("other", "named"), [
+    (replace(ONE, weights="b" * 64), "weights"),
+    (replace(ONE, text="<|im_start|>user\nhi<|im_end|>"), "rendered prompt"),
+    (replace(ONE, text=None), "rendered prompt"),
+    (replace(ONE, ids=(5, 6, 7)), "token ids"),
+    (replace(ONE, ids=(5, 6, 9, 8)), "position 2"),
+])  # fmt: skip
+def test_different_samples_are_refused(other: Sample, named: str) -> None:
+    with pytest.raises(SampleError, match=named):
+        check_same(ONE, other)
+    check_same(ONE, replace(ONE))
+
+
+def test_the_incidents_statistics_are_refused() -> None:
+    """Seven positions on one side, the last of them on the other: the false alarm of a factor 18."""
+    with pytest.raises(SampleError, match="7 positions and 1"):
+        check_shapes("ffn_swiglu", 3, np.zeros((7, 16)), np.zeros((1, 16)))
+    with pytest.raises(SampleError, match="8 elements and 112"):
+        check_shapes("ffn_swiglu", 3, np.zeros((7, 8))[:1], np.zeros((1, 112)))
+
+
+def test_an_engine_that_shows_fewer_positions_is_refused(judged: Arms, truth: stages.Activations) -> None:
+    class Cut:
+        def forward(self, ids: Any, tap: Any = None) -> np.ndarray:
+            return judged.candidate.forward(ids, lambda stage, layer, a: (tap(stage, layer, a[-1:]), a)[1])
+
+    with pytest.raises(SampleError, match="1 positions and 12"):
+        stages.inherited(Cut(), IDS, truth)  # type: ignore[arg-type]
+
+
+def test_a_template_of_its_own_is_refused(judged: Arms) -> None:
+    class Twice:
+        """Wraps what is wrapped already, as the incident's engine did."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(judged.candidate, name)
+
+        def chat_prompt(self, messages: Any) -> Prompt:
+            once = judged.candidate.chat_prompt(messages)
+            return judged.candidate.chat_prompt([{"role": "user", "content": once.text}])
+
+    with pytest.raises(SampleError, match="rendered prompt"):
+        replace(judged, candidate=Twice()).sample("What is 2+2?", None, chat=True)
+
+
+def test_a_tokenizer_of_its_own_is_refused(judged: Arms) -> None:
+    class Greedy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(judged.candidate, name)
+
+        @property
+        def tokenizer(self) -> Any:
+            return self
+
+        def encode(self, prompt: Any) -> list[int]:
+            return judged.candidate.tokenizer.encode(prompt)[:-1]
+
+    with pytest.raises(SampleError, match="token ids"):
+        replace(judged, candidate=Greedy()).sample("def fib(n):", None, chat=False)
+
+
+def test_distances() -> None:
+    t = np.array([[3.0, 4.0], [0.0, 5.0]])
+    d = distance(t + [[0.0, 0.0], [0.0, 1.0]], t)
+    assert d.relative_l2 == pytest.approx(1 / np.sqrt(50)) and (d.position, d.channel) == (1, 1)
+    assert d.worst_position == pytest.approx(0.2) and d.peak == pytest.approx(1 / np.sqrt(12.5))
+    assert d.max_ulp == 2**21 and d.n_bad == 0  # 1 in units of 2^-21, f32's spacing from 4 to 8
+    assert distance(2 * t, t).std_ratio == pytest.approx(2) and distance(2 * t, t).cosine == pytest.approx(1)
+    assert distance(t - 1, t).bias == -1 and distance(t, t)[0] == 0
+    bad = distance(np.where(t == 4, np.nan, t), t)
+    assert (bad.n_bad, bad.position, bad.channel, bad.relative_l2) == (1, 0, 1, np.inf)
+
+
+def test_noise_is_as_large_as_the_rounding_it_stands_for() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 512))
+    for step, rounded in (
+        (float_step(10), x.astype(np.float16).astype(np.float64)),
+        (float_step(23), x.astype(np.float32).astype(np.float64)),
+        (block_step(256), np.round(x / (s := block_step(256)(x))) * s),
+    ):
+        noisy = Precision("", {("ffn_up", 0): step}).noise(1)("ffn_up", 0, x)
+        assert np.std(noisy - x) == pytest.approx(np.std(rounded - x), rel=0.03)
+
+
+def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
+    assert precision({"engine": "somebody's"}, 8, {}) is None
+    assert of_flips(None, None) == Verdict.SKIPPED and not Verdict.SKIPPED.green and not Verdict.UNCALIBRATED.green
+
+
+@pytest.mark.parametrize(("fingerprint", "n", "name"), [
+    ({"arith": "f32"}, 1, "f32"),
+    ({"arith": "ggml"}, 100, "8-bit activations, f16 cache"),
+    ({"arith": "fast", "dense": "bfloat16", "int8_up_to": 16}, 16, "8-bit activations, f16 cache"),
+    ({"arith": "fast", "dense": "bfloat16", "int8_up_to": 16}, 17, "bf16 products, f16 cache"),
+    ({"arith": "fast", "dense": "float32", "int8_up_to": 16}, 17, "f32 products, f16 cache"),
+])  # fmt: skip
+def test_what_an_arithmetic_declares(fingerprint: dict[str, Any], n: int, name: str) -> None:
+    found = precision(fingerprint, n, {("attn_norm", 0): 256})
+    assert found is not None and found.name == name
