@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from formats.protocol import Engine
+from formats import NumericError
+from formats.protocol import Engine, Tap
 from parity.distance import Distance, distance
 from parity.precision import Key
-from parity.stages import Distances, Floor, over_floor, own
+from parity.stages import Distances, Floor, over_floor, own, unchanged
 
 SLACK = 4.0
 """Floors that an error may measure. A sum of K terms in another order has another error: added one by one about
@@ -56,7 +57,7 @@ def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray
     ``truth``: the true activation of every stage; ``limits``: the floor of each stage's own error.
     """
     expected = truth["logits", None]
-    before = distance(candidate.forward(ids), expected).relative_l2
+    before = _logits_distance(candidate, ids, expected, unchanged)
     alone = own(candidate, ids, truth)
     ratios = {key: over_floor(found, limits[key]) for key, found in alone.items()}
     wrong = tuple(key for key, ratio in ratios.items() if not ratio <= slack)
@@ -66,5 +67,13 @@ def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray
     def transplant(stage: str, layer: int | None, activation: Any) -> Any:
         return truth[stage, layer].astype(activation.dtype) if (stage, layer) in wrong else activation
 
-    restored = distance(candidate.forward(ids, transplant), expected).relative_l2
+    restored = _logits_distance(candidate, ids, expected, transplant)
     return Finding(wrong[0], alone[wrong[0]], ratios[wrong[0]], wrong, before, restored, 3), alone
+
+
+def _logits_distance(engine: Engine, ids: Sequence[int], expected: np.ndarray, tap: Tap) -> float:
+    """Relative L2 distance of the logits to the true ones; infinite if they are no numbers."""
+    try:
+        return distance(engine.forward(ids, tap), expected).relative_l2
+    except NumericError:
+        return float("inf")

@@ -2,8 +2,8 @@
 
 The prediction uses the truth and the floor alone, before the candidate is looked at. At position i the true logits
 prefer a, by a margin m_j over each rival j. In K runs of the oracle with the declared noise the lead of a over j
-changed with standard deviation s_ij. K is small, so each s_ij is drawn towards what all positions have in common, as far
-as they have it in common: with d degrees of freedom that the others lend, it has K + d (Smyth, "Linear Models and
+changed with standard deviation s_ij. K is small, so each s_ij is drawn towards what all positions have in common, as
+far as they have it in common: with d degrees of freedom that the others lend, it has K + d (Smyth, "Linear Models and
 Empirical Bayes Methods", 2004). Under the candidate's rounding, another draw of the same noise, j overtakes a with
 probability P(T > m_j / s_ij), T of Student's distribution. Of several rivals any may win: p_i = 1 - Π_j (1 - p_ij).
 Without what is lent, 4 runs predict a sixth too many flips: simulated in ``tests/parity``.

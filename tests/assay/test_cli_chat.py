@@ -195,9 +195,12 @@ def test_on_a_terminal() -> None:
     """Ctrl-C stops the answer and not the program; a session on a terminal of its own."""
     main, terminal = os.openpty()
     # The child opens the terminal itself: the first one that a session's leader opens becomes its own.
-    code = "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); [os.dup2(fd, i) for i in range(3)]; " \
-           "os.execv(sys.executable, [sys.executable, '-m', 'assay', *sys.argv[2:]])"  # fmt: skip
-    endless = ["--temperature", "1e6", "--seed", "1"]  # all tokens alike: next to never does it choose to end
+    # Ctrl-C must mean something even where the tests run in the background of a shell, which ignores it.
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); fd = os.open(sys.argv[1], os.O_RDWR); "
+        "[os.dup2(fd, i) for i in range(3)]; os.execv(sys.executable, [sys.executable, '-m', 'assay', *sys.argv[2:]])"
+    )
+    endless = ["--temperature", "1e6", "--seed", "2"]  # all tokens alike: next to never does it choose to end
     options = ["chat", "--engine", "reference", "-n", "1900", *endless]
     child = subprocess.Popen(
         [sys.executable, "-c", code, os.ttyname(terminal), *options], cwd=ROOT, start_new_session=True

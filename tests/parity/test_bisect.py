@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from planted import FAULTS, IDS, Planted
 
@@ -17,11 +16,6 @@ LOGITS_FLOOR = 1e-6  # relative L2 of f32 logits to the truth, three times what 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_named(name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor) -> None:
     site, change = FAULTS[name]
-    if name == "an infinity":
-        return_of = judged.candidate.forward
-        assert np.isfinite(return_of(IDS)).all()
-        pytest.raises(Exception, Planted(judged.candidate, site, change).forward, IDS)
-        return
     finding, _ = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
     assert finding.site == site and finding.wrong == (site,)
     assert finding.ratio > SLACK and finding.forwards <= 6

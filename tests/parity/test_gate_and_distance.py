@@ -84,7 +84,7 @@ def test_a_tokenizer_of_its_own_is_refused(judged: Arms) -> None:
 
 def test_distances() -> None:
     t = np.array([[3.0, 4.0], [0.0, 5.0]])
-    d = distance(t + [[0.0, 0.0], [0.0, 1.0]], t)
+    d = distance(t + np.array([[0.0, 0.0], [0.0, 1.0]]), t)
     assert d.relative_l2 == pytest.approx(1 / np.sqrt(50)) and (d.position, d.channel) == (1, 1)
     assert d.worst_position == pytest.approx(0.2) and d.peak == pytest.approx(1 / np.sqrt(12.5))
     assert d.max_ulp == 2**21 and d.n_bad == 0  # 1 in units of 2^-21, f32's spacing from 4 to 8
