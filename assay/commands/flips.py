@@ -76,7 +76,7 @@ def in_doubt(judged: Arms, ids: list[int], positions: Positions) -> list[dict[st
          "margin": float(positions.margin[i]), "sigma": float(positions.sigma[i]),
          "probability": float(positions.probability[i]), "flipped": bool(positions.flipped[i]),
          "moved": float(positions.moved[i])}
-        for i in sorted(doubtful, key=lambda i: (-positions.flipped[i], -positions.probability[i]))
+        for i in sorted(doubtful, key=lambda i: (not positions.flipped[i], -positions.probability[i]))
     ]  # fmt: skip
 
 

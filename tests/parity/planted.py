@@ -31,6 +31,15 @@ class Planted:
 
         return self.engine.forward(ids, spoil)
 
+    def prefill(self, ids: Sequence[int], cache: Any = None) -> tuple[np.ndarray, Any]:
+        return self.engine.prefill(ids, cache)
+
+    def decode(self, token: int, cache: Any) -> tuple[np.ndarray, Any]:
+        return self.engine.decode(token, cache)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.engine.fingerprint()
+
 
 def turned(by: float) -> Change:
     """Every pair of the NEOX layout turned on by an angle, as a wrong position would."""
@@ -66,6 +75,6 @@ FAULTS: dict[str, tuple[Key, Change]] = {
     "residual added twice": (("attn_residual", 3), lambda x: 2 * x),
     "gate and up exchanged": (("ffn_silu", 1), lambda x: x[:, ::-1]),
     "gelu for silu": (("ffn_silu", 2), lambda x: np.where(x > 0, x * 1.02, x)),
-    "an infinity": (("ffn_out", 0), at((3, 9), lambda x: np.inf)),
+    "an infinity": (("ffn_out", 0), at((3, 9), lambda x: x + np.inf)),
     "one vocabulary row": (("logits", None), at((slice(None), 99), lambda x: x + 0.01)),
 }

@@ -1,0 +1,80 @@
+"""``assay parity``, ``flips`` and ``bisect`` as typed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from command_line import assay
+
+import reference.linear
+import reference.model
+from formats.errors import DIFFERENT, UNDECIDED
+
+ORACLE = ("--engine", "reference", "--arith", "ggml")
+TEXT = "def fib(n):\n    return"
+
+
+def test_parity_as_a_table_and_as_json() -> None:
+    shown = assay("parity", *ORACLE)
+    assert shown.code == 0 and "DRIFT: 8-bit activations" in shown.out and "ffn_swiglu" in shown.out
+    said = assay("parity", "What is 2+2?", "--chat", *ORACLE, "--json").json
+    assert said["verdict"] == "DRIFT" and said["site"] is None and len(said["model"]["sha256"]) == 64
+    assert len(said["stages"]) == 3 + 19 * 4 and all(stage["over_floor"] < 4 for stage in said["stages"])
+    assert said["flips"]["positions"] == len(said["ids"]) and said["flips"]["unexplained"] == []
+
+
+def test_flips_of_a_text_longer_than_a_window() -> None:
+    said = assay("flips", TEXT * 60, *ORACLE, "--runs", "2", "--json").json
+    assert said["verdict"] == "DRIFT" and said["positions"] == len(said["margins"]) == len(said["sigmas"]) > 256
+    assert said["observed"] == sum(one["flipped"] for one in said["positions_in_doubt"])
+    shown = assay("flips", TEXT, *ORACLE)
+    assert shown.code == 0 and "flipped" in shown.out
+
+
+def test_forced_ids_need_no_tokenizer() -> None:
+    said = assay("bisect", "--ids", "5,6,7,8", *ORACLE, "--json").json
+    assert said["verdict"] == "DRIFT" and said["wrong"] == [] and said["candidate_forwards"] <= 6
+
+
+def test_a_fault_is_named_and_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations a tenth too large before they are rounded to 8 bits: in the ggml arithmetic only."""
+    right = reference.linear.quantize_activations
+    monkeypatch.setattr(reference.linear, "quantize_activations", lambda x, weights: right(1.1 * x, weights))
+    found = assay("bisect", *ORACLE, "--json")
+    assert found.code == DIFFERENT and json.loads(found.out)["wrong"][0]["stage"] == "q_proj"
+    shown = assay("parity", *ORACLE)
+    assert shown.code == DIFFERENT and "BUG at q_proj of layer 0" in shown.out
+    assert "wrong stage" in assay("bisect", *ORACLE).out
+
+
+def test_an_engine_that_says_nothing_of_its_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("assay.arms.precision", lambda *_: None)
+    for command in ("parity", "bisect"):
+        found = assay(command, *ORACLE)
+        assert found.code == UNDECIDED and "UNCALIBRATED" in found.out
+    assert json.loads(assay("parity", *ORACLE, "--json").out)["verdict"] == "UNCALIBRATED"
+
+
+@pytest.mark.parametrize("arguments", [
+    ("parity", "--path", "sideways"), ("bisect", "x", "--ids", "1"), ("flips",), ("flips", "x", "--runs", "3"),
+    ("parity", "--ids", "1,2", "--chat"), ("parity", TEXT * 80), ("parity", "--ids", "99999999"), ("parity", ""),
+    ("parity", "--ids", "a"),
+])  # fmt: skip
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_requests_that_cannot_be_carried_out(arguments: tuple[str, ...], as_json: tuple[str, ...]) -> None:
+    assert assay(*arguments, *(ORACLE if arguments != ("flips",) else ()), *as_json).is_refusal(2)
+
+
+def test_two_templates_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    render = reference.model.render
+
+    def otherwise(messages: Any, *rest: Any, **named: Any) -> Any:
+        calls.append(messages)
+        prompt = render(messages, *rest, **named)
+        return prompt if len(calls) == 1 else type(prompt)(prompt.text + "\n", prompt.literal)
+
+    monkeypatch.setattr(reference.model, "render", otherwise)
+    assert assay("parity", "hi", "--chat", *ORACLE, "--json").is_refusal(9)

@@ -1,0 +1,102 @@
+"""The project's own engines before its own judge: every stage, every token, and faults in the fast engine's real code.
+
+Bounded for every stage of every layer: own error at most ``SLACK`` floors, and the incident's ratio of standard
+deviations within [0.5, 2.0], which correct engines keep within a hundredth of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import accel
+import accel.steps
+from assay.arms import Arms, arms
+from assay.judging import StageReport, judge_flips, judge_stages
+from assay.progress import quiet
+from formats import open_model
+from goldens import BUILTIN
+from parity.bisect import SLACK
+from parity.flips import account
+from parity.verdict import Verdict, of_flips
+
+TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"
+
+
+def checked(judged: Arms, ids: list[int], path: str) -> StageReport:
+    found = judge_stages(judged, ids, path, 4, quiet)
+    assert found is not None
+    assert found.untouched == 0, "taps that change nothing change the logits"
+    assert max(map(found.ratio, found.own)) <= SLACK and found.finding.site is None
+    for distances in (found.own, found.inherited):
+        assert all(0.5 <= d.std_ratio <= 2.0 for d in distances.values())
+        assert all(abs(d.std_ratio - 1) < 0.01 and d.cosine > 0.999 and d.n_bad == 0 for d in distances.values())
+    return found
+
+
+@pytest.mark.parametrize(("arith", "path", "verdict", "source"), [
+    ("f32", "prefill", Verdict.NOISE, "f32"),
+    ("fast", "prefill", Verdict.DRIFT, "products, f16 cache"),
+    ("fast", "decode", Verdict.DRIFT, "8-bit activations, f16 cache"),
+])  # fmt: skip
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_fast_engine_is_green(arith: str, path: str, verdict: Verdict, source: str, chat: bool) -> None:
+    judged = arms(open_model(BUILTIN), "accel", arith)
+    ids = judged.sample(TEXT, None, chat)
+    found = checked(judged, ids, path)
+    assert found.verdict == verdict and found.declared.name.endswith(source)
+    positions = judge_flips(judged, ids, path, 4, quiet)
+    assert positions is not None
+    counted = account(positions)
+    assert not counted.unexplained and of_flips(counted, found.declared) == verdict
+
+
+@pytest.mark.parametrize(("arith", "verdict"), [
+    ("f32", Verdict.BIT_EQUAL), ("f64", Verdict.BIT_EQUAL), ("ggml", Verdict.DRIFT),
+])  # fmt: skip
+def test_the_oracles_own_arithmetics(arith: str, verdict: Verdict) -> None:
+    judged = arms(open_model(BUILTIN), "reference", arith)
+    assert checked(judged, judged.sample(TEXT, None, False), "prefill").verdict == verdict
+
+
+def interleaved(x: Any, turns: Any) -> Any:
+    """RoPE over neighbouring pairs, as models of another family have it: keeps every norm."""
+    paired = np.arange(x.shape[-1]).reshape(2, -1).T.reshape(-1)
+    back = np.argsort(paired)
+    return ORIGINAL["rotate"](x[..., back], turns)[..., paired]
+
+
+ORIGINAL: dict[str, Callable[..., Any]] = {
+    name: getattr(accel.steps, name) for name in ("rotate", "rms_norm", "attention")
+}
+
+
+def coarse_eps(x: Any, gain: Any, eps: float) -> Any:
+    """A constant from another model's file."""
+    return ORIGINAL["rms_norm"](x, gain, 10 * eps)
+
+
+def ahead(q: Any, k: Any, v: Any, layer: Any, positions: Any) -> Any:
+    """A causal mask that is off by one."""
+    return ORIGINAL["attention"](q, k, v, layer, positions + 1)
+
+
+REAL_FAULTS: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "RoPE pairs neighbours": ("rotate", interleaved, "q_rope"),
+    "eps ten times too large": ("rms_norm", coarse_eps, "attn_norm"),
+    "attention sees one position ahead": ("attention", ahead, "attention"),
+}
+
+
+@pytest.mark.parametrize("name", REAL_FAULTS)
+def test_faults_in_real_code_are_found_in_the_first_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    what, wrong, stage = REAL_FAULTS[name]
+    monkeypatch.setattr(accel.steps, what, wrong)
+    judged = arms(open_model(BUILTIN), "accel", "f32")
+    found = judge_stages(judged, judged.sample(TEXT, None, False)[:24], "prefill", 4, quiet)
+    assert found is not None and found.verdict == Verdict.BUG
+    assert found.finding.site == (stage, 0)
+    assert found.finding.logits_restored is not None and found.finding.logits_restored < 1e-6
