@@ -6,17 +6,23 @@ oracle in f32, made noisy as the candidate's arithmetic declares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 from assay.engines import load
+from assay.peers import PEERS, running
+from assay.peers.judged import JudgedPeer
 from formats import InputError, ModelFile
 from formats.ggml_types import BY_NAME
 from formats.protocol import Prompt
 from parity.precision import Key, Precision, precision
 from parity.sample import Sample, check_same
 
+WINDOW = 256
+"""Positions of a text that are judged together: 0.5B, 0.3 GB of true logits."""
 MULTIPLIED = {"attn_norm": "attn_q", "attention": "attn_output", "ffn_norm": "ffn_gate", "ffn_swiglu": "ffn_down"}
 """The matrix that each activation of a layer is multiplied with, or the first of those."""
 
@@ -41,12 +47,14 @@ class Arms:
     def sample(self, text: str | None, ids: Sequence[int] | None, chat: bool) -> list[int]:
         """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.
 
-        Raises SampleError where they differ, InputError for neither or both of text and ids.
+        A peer is given ids: whether its own tokenizer would have made them is not what is judged here. Raises
+        SampleError where they differ, InputError for neither or both of text and ids.
         """
         if (text is None) == (ids is None):
             raise InputError("a comparison needs a prompt, or --ids", where="prompt", remedy="Give one of the two")
-        ours, theirs = (self._read_by(engine, text, ids, chat) for engine in (self.truth, self.candidate))
-        check_same(ours, theirs)
+        ours = self._read_by(self.truth, text, ids, chat)
+        if not isinstance(self.candidate, JudgedPeer):
+            check_same(ours, self._read_by(self.candidate, text, ids, chat))
         self.file.check_ids(ours.ids)
         return list(ours.ids)
 
@@ -55,6 +63,22 @@ class Arms:
             return Sample(None, tuple(ids), engine.file.sha256)
         prompt = engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text or "")
         return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
+
+
+@contextmanager
+def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | None, *, taps: bool) -> Iterator[Arms]:
+    """The arms for as long as the block lasts; ``engine`` may be a peer, too, where no ``taps`` are wanted."""
+    if engine not in PEERS:
+        yield arms(file, engine, arith, cache_type)
+        return
+    if taps:
+        raise InputError(f"{engine} shows no stages", where="--engine", remedy="'assay flips' judges it by its tokens")
+    if (arith, cache_type) != (None, None):
+        raise InputError(f"{engine} computes as it does", where="--arith", remedy="Leave out --arith and --cache-type")
+    version_of = PEERS[engine].packages[0]
+    with running(engine, file.path, context=WINDOW + 8) as peer:
+        oracle = arms(file, "reference", "f32")
+        yield replace(oracle, candidate=JudgedPeer(peer, file, f"{version_of} {version(version_of)}"))
 
 
 def arms(file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None) -> Arms:

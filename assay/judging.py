@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from assay.arms import Arms
+from assay.arms import WINDOW, Arms
 from formats import InputError
 from formats.protocol import Engine
 from parity import flips, stages
@@ -19,8 +19,6 @@ PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
     "prefill": flips.by_prefill,
     "decode": flips.by_decode,
 }
-WINDOW = 256
-"""Positions of a text that are judged together: 0.5B, 0.3 GB of true logits."""
 Progress = Callable[[int, int, str], None]
 
 

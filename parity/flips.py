@@ -46,7 +46,7 @@ class Positions(NamedTuple):
     kl: np.ndarray
     """KL(truth || candidate), nats."""
     moved: np.ndarray
-    """The candidate's change of the difference whose margin is given."""
+    """The candidate's change of the difference whose margin is given; NaN where it did not name both tokens."""
 
     @property
     def certificate(self) -> np.ndarray:
@@ -92,7 +92,7 @@ def teacher_forced(truth: Engine, oracle: Engine, candidate: Engine, ids: Sequen
         margin=leads[:, 0],
         sigma=sigmas[:, 0],
         probability=probability,
-        flipped=found.argmax(1) != ranked[:, 0],
+        flipped=np.nanargmax(found, 1) != ranked[:, 0],
         kl=kl_divergence(exact, found),
         moved=lead(found, ranked)[:, 0] - leads[:, 0],
     )
@@ -153,17 +153,29 @@ def student_tail(t: np.ndarray, freedom: int) -> np.ndarray:
 
 
 def kl_divergence(exact: np.ndarray, found: np.ndarray, rows: int = 64) -> np.ndarray:
-    """KL(softmax(exact) || softmax(found)) of each position [n], in nats, ``rows`` positions at a time."""
+    """KL(softmax(exact) || softmax(found)) of each position [n], in nats, ``rows`` positions at a time.
 
-    def log_softmax(x: np.ndarray) -> np.ndarray:
-        x = x.astype(np.float64) - x.max(1, keepdims=True)
-        return x - np.log(np.exp(x).sum(1, keepdims=True))
-
+    NaN in ``found`` is a token that an engine did not name; what it did name are log-probabilities then. All the
+    unnamed count as one outcome, which can only make the divergence smaller (data processing inequality).
+    """
     parts = []
     for at in range(0, len(exact), rows):
-        p, q = log_softmax(exact[at : at + rows]), log_softmax(found[at : at + rows])
-        parts.append((np.exp(p) * (p - q)).sum(1))
+        p, q = log_softmax(exact[at : at + rows]), found[at : at + rows].astype(np.float64)
+        unnamed = np.isnan(q)
+        if not unnamed.any():
+            parts.append((np.exp(p) * (p - log_softmax(q))).sum(1))
+            continue
+        named = np.where(unnamed, 0.0, np.exp(p) * (p - q)).sum(1)
+        p_rest = np.where(unnamed, np.exp(p), 0.0).sum(1)
+        q_rest = np.maximum(1 - np.where(unnamed, 0.0, np.exp(q)).sum(1), np.finfo(np.float64).tiny)
+        parts.append(named + np.where(p_rest > 0, p_rest * np.log(np.maximum(p_rest, 1e-300) / q_rest), 0.0))
     return np.concatenate(parts)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """x_i - log Σ_j exp(x_j) over the last axis, in f64, shifted so that exp cannot overflow."""
+    x = x.astype(np.float64) - x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
 
 
 def joined(parts: Sequence[Positions]) -> Positions:

@@ -6,6 +6,7 @@ import json
 
 import typer
 
+from assay.arms import opened
 from assay.commands import options, tables
 from assay.commands.parity import (
     QUICK,
@@ -16,8 +17,8 @@ from assay.commands.parity import (
     PromptFile,
     Runs,
     exit_code,
+    forced,
     read_prompt,
-    shown,
 )
 from assay.judging import judge_stages
 from assay.progress import bar
@@ -42,8 +43,8 @@ def command(
     Exit codes as for 'assay parity'.
     """
     text = read_prompt(prompt, prompt_file, ids, path, default=QUICK)
-    judged, sample = shown(text, ids, chat, model, engine, arith, cache_type)
-    with bar() as progress:
+    with opened(options.open_file(model), engine, arith, cache_type, taps=True) as judged, bar() as progress:
+        sample = judged.sample(text, forced(ids, chat), chat)
         found = judge_stages(judged, sample, path, runs, progress)
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None

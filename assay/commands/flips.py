@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from assay.arms import Arms
+from assay.arms import Arms, opened
 from assay.commands import options, tables
 from assay.commands.parity import (
     Chat,
@@ -19,10 +19,11 @@ from assay.commands.parity import (
     Runs,
     exit_code,
     flips_line,
+    forced,
     read_prompt,
-    shown,
 )
 from assay.judging import judge_flips
+from assay.peers import PEERS
 from assay.progress import bar
 from parity.flips import EXPLAINED, Positions, account
 from parity.verdict import Verdict, of_flips
@@ -45,12 +46,15 @@ def command(
 ) -> None:
     """Predict from the oracle and the floor alone how probable each token's flip is; then look at the candidate.
 
-    A text of any length is read in windows of 256 tokens. Exit code 0: every flip was predicted, and there are as many
-    as expected; 8: not so; 10: no floor.
+    A text of any length is read in windows of 256 tokens. --engine may be llama.cpp, too (extra 'peers'), which is
+    given the ids and decodes. Exit code 0: every flip was predicted, and there are as many as expected; 8: not so;
+    10: no floor.
     """
     text = read_prompt(prompt, prompt_file, ids, path)
-    judged, sample = shown(text, ids, chat, model, engine, arith, cache_type)
-    with bar() as progress:
+    if engine in PEERS:
+        path = "decode"
+    with opened(options.open_file(model), engine, arith, cache_type, taps=False) as judged, bar() as progress:
+        sample = judged.sample(text, forced(ids, chat), chat)
         positions = judge_flips(judged, sample, path, runs, progress)
     if positions is None:
         raise typer.Exit(exit_code(Verdict.UNCALIBRATED))

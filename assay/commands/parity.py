@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from assay.arms import Arms, arms
+from assay.arms import Arms, opened
 from assay.commands import options, tables
 from assay.commands.run import parse_ids, prompt_text
 from assay.judging import PATHS, StageReport, judge_flips, judge_stages
@@ -49,8 +49,8 @@ def command(
     read the same; 10: no floor, no verdict.
     """
     text = read_prompt(prompt, prompt_file, ids, path, default=QUICK)
-    judged, sample = shown(text, ids, chat, model, engine, arith, cache_type)
-    with bar() as progress:
+    with opened(options.open_file(model), engine, arith, cache_type, taps=True) as judged, bar() as progress:
+        sample = judged.sample(text, forced(ids, chat), chat)
         found = judge_stages(judged, sample, path, runs, progress)
         positions = judge_flips(judged, sample, path, runs, progress)
     counted = account(positions) if positions is not None else None
@@ -73,14 +73,11 @@ def read_prompt(prompt: str | None, prompt_file: Path | None, ids: str | None, p
     return None if ids is not None else text
 
 
-def shown(text: str | None, ids: str | None, chat: bool, model: str, engine: str, arith: str | None,
-          cache_type: str | None) -> tuple[Arms, list[int]]:  # fmt: skip
-    """Load the arms and pass the same-sample gate; the ids that both sides read."""
+def forced(ids: str | None, chat: bool) -> list[int] | None:
+    """The ids that both sides must read, if they were given; InputError if they are none, or are to be wrapped."""
     if chat and ids is not None:
         raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
-    forced = None if ids is None else parse_ids(ids)
-    judged = arms(options.open_file(model), engine, arith, cache_type)
-    return judged, judged.sample(text, forced, chat)
+    return None if ids is None else parse_ids(ids)
 
 
 def overall(found: StageReport | None, counted: Account | None) -> Verdict:

@@ -96,6 +96,19 @@ class Peer:
         except (KeyError, TypeError, ZeroDivisionError):
             raise self._failed("its answer is not understood") from None
 
+    def named_tokens(self, ids: Sequence[int], n: int) -> list[tuple[int, float]]:
+        """The ``n`` likeliest tokens after ``ids`` and their log-probabilities.
+
+        What was read in the last request stays read. Raises InputError if the peer fails, or gives none.
+        """
+        body = {"prompt": list(ids), "n_predict": 1, "temperature": 0.0, "n_probs": n, "cache_prompt": True,
+                "post_sampling_probs": False}  # fmt: skip
+        try:
+            top = self._ask(body)["completion_probabilities"][0]["top_logprobs"]
+            return [(int(one["id"]), float(one["logprob"])) for one in top]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise self._failed("it names no probabilities") from None
+
     def _ask(self, body: dict[str, Any]) -> Any:
         """POST ``body`` to ``/completion``; what the answer says, as JSON."""
         request = urllib.request.Request(f"{self.address}/completion", json.dumps(body).encode())

@@ -95,6 +95,22 @@ def test_the_bootstrap_knows_that_neighbours_agree() -> None:
     assert 3 * naive < block_bootstrap(values) < 9 * naive
 
 
+def test_unnamed_tokens_are_one_outcome() -> None:
+    rng = np.random.default_rng(0)
+    exact, found = rng.standard_normal((70, 40)), rng.standard_normal((70, 40))
+    q = flips.log_softmax(found)
+    whole = flips.kl_divergence(exact, q)
+    np.testing.assert_allclose(whole, flips.kl_divergence(exact, found), rtol=1e-10)
+    only_one = np.where(np.arange(40) == 7, np.nan, q)
+    np.testing.assert_allclose(flips.kl_divergence(exact, only_one), whole, rtol=1e-9)
+    few = flips.kl_divergence(exact, np.where(np.arange(40) >= 7, np.nan, q))
+    p = np.exp(flips.log_softmax(exact))
+    by_hand = (p[:, :7] * np.log(p[:, :7] / np.exp(q[:, :7]))).sum(1)
+    by_hand += (rest := p[:, 7:].sum(1)) * np.log(rest / np.exp(q[:, 7:]).sum(1))
+    np.testing.assert_allclose(few, by_hand, rtol=1e-9)
+    assert (few < whole).all() and (few > 0).all()
+
+
 def test_the_oracle_against_itself(judged: Arms, declared: Precision) -> None:
     found = flips.teacher_forced(judged.truth, judged.oracle, judged.candidate, IDS, declared,
                                  n_vocab=len(judged.file.vocabulary))  # fmt: skip
