@@ -105,9 +105,12 @@ class Peer:
                 "post_sampling_probs": False}  # fmt: skip
         try:
             top = self._ask(body)["completion_probabilities"][0]["top_logprobs"]
-            return [(int(one["id"]), float(one["logprob"])) for one in top]
+            named = [(int(one["id"]), float(one["logprob"])) for one in top]
         except (KeyError, IndexError, TypeError, ValueError):
-            raise self._failed("it names no probabilities") from None
+            named = []
+        if not named:
+            raise self._failed("it names no probabilities")
+        return named
 
     def _ask(self, body: dict[str, Any]) -> Any:
         """POST ``body`` to ``/completion``; what the answer says, as JSON."""
