@@ -1,0 +1,87 @@
+"""Are ChatML prompts in a lower-margin regime than raw ones? ``python tests/real/margin_regimes.py MODEL``.
+
+The same text twice: raw, and as the answer of a conversation in the file's own template. Only the positions that
+predict the text's own tokens are compared, one by one, so that neither the template's tokens nor another choice of text
+decides. Then the model's own greedy answers, raw and in ChatML: what a user sees. Truth is the oracle in f64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from agreement import CHAT, RAW
+from fast_agreement import CODE, PROSE, excerpts
+
+from assay.engines import find, load
+from formats import open_model
+
+QUESTION = "Continue."
+LENGTH = 192  # tokens of a text
+N_TEXTS = 4  # of code, and of prose
+N_ANSWERS, N_GREEDY = 5, 48
+
+
+def margins(logits: np.ndarray) -> np.ndarray:
+    """Top-1 minus top-2 of each row."""
+    second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+    return first - second
+
+
+def as_answer(model: Any, text: str) -> tuple[list[int], int]:
+    """Ids of a conversation whose answer begins with ``text``, and where the text's ids begin."""
+    before = model.tokenizer.encode(model.chat_prompt([{"role": "user", "content": QUESTION}]))
+    return [*before, *model.tokenizer.encode(text)[:LENGTH]], len(before)
+
+
+def teacher_forced(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Margins at the same tokens of the same texts, raw and as an answer; the first token has no raw prediction."""
+    raw, chat = [], []
+    for text in (*excerpts(CODE, N_TEXTS, 6 * LENGTH), *excerpts(PROSE, N_TEXTS, 6 * LENGTH)):
+        ids, start = as_answer(model, text)
+        named = len(model.file.vocabulary)
+        raw.append(margins(model.forward(ids[start:])[:-1, :named]))
+        chat.append(margins(model.forward(ids)[start:-1, :named]))
+    return np.concatenate(raw), np.concatenate(chat)
+
+
+def greedy(model: Any, prompts: Sequence[Any]) -> np.ndarray:
+    """Margins of the tokens that the model writes by itself."""
+    found = []
+    for prompt in prompts:
+        cache, ids = None, model.tokenizer.encode(prompt)
+        for _ in range(N_GREEDY):
+            logits, cache = model.prefill(ids, cache)
+            logits = logits[: len(model.file.vocabulary)]
+            found.append(float(margins(logits[None])[0]))
+            ids = [int(logits.argmax())]
+            if ids[0] in model.file.vocabulary.end_ids:
+                break
+    return np.array(found)
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    """The figures of a line."""
+    return {"tokens": len(values), "median": float(np.median(values)), "below_0.1": float((values < 0.1).mean()),
+            "below_1": float((values < 1).mean())}  # fmt: skip
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description="Are ChatML prompts in a lower-margin regime than raw ones?")
+    parser.add_argument("model")
+    model = load(open_model(find(parser.parse_args().model)), engine="reference", arith="f64", cache_weights=True)
+    raw, chat = teacher_forced(model)
+    report = {"same text, raw": summary(raw), "same text, ChatML": summary(chat),
+              "share lower in ChatML": float((chat < raw).mean()),
+              "own answers, raw": summary(greedy(model, RAW[:N_ANSWERS])),
+              "own answers, ChatML": summary(greedy(
+                  model, [model.chat_prompt([{"role": "user", "content": q}]) for q in CHAT[:N_ANSWERS]]))}  # fmt: skip
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
