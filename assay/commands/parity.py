@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +17,11 @@ from assay.judging import PATHS, StageReport, judge_flips, judge_stages
 from assay.progress import bar
 from formats import InputError
 from formats.anatomy import STAGES
+from formats.durable import demand_free, replacing
 from formats.errors import DIFFERENT, UNDECIDED
-from parity.flips import Account, account
+from parity.bisect import SLACK
+from parity.flips import Account, Positions, account
+from parity.report import Cell, Token, page
 from parity.verdict import Verdict, of_flips
 
 Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
@@ -39,6 +44,8 @@ def command(
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
+    report: Annotated[Path | None, typer.Option(help="Write a page for a browser, which needs no network.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page that is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Judge an engine against the oracle in f64, on one prompt of at most 128 tokens (by default a few lines of code).
@@ -49,12 +56,17 @@ def command(
     read the same; 10: no floor, no verdict.
     """
     text = read_prompt(prompt, prompt_file, ids, path, default=QUICK)
+    if report is not None:
+        demand_free(report, force=force)
     with opened(options.open_file(model), engine, arith, cache_type, taps=True) as judged, bar() as progress:
         sample = judged.sample(text, forced(ids, chat), chat)
         found = judge_stages(judged, sample, path, runs, progress)
         positions = judge_flips(judged, sample, path, runs, progress)
     counted = account(positions) if positions is not None else None
     verdict = overall(found, counted)
+    if report is not None:
+        with replacing(report, force=force) as file:
+            file.write(as_page(judged, sample, found, positions, verdict).encode())
     if as_json:
         typer.echo(json.dumps(tables.finite(facts(judged, found, counted, verdict, path)), ensure_ascii=False))
     else:
@@ -119,6 +131,37 @@ def facts(judged: Arms, found: StageReport | None, counted: Account | None, verd
             ],
         }  # fmt: skip
     return said
+
+
+def as_page(judged: Arms, sample: list[int], found: StageReport | None, positions: Positions | None,
+            verdict: Verdict) -> str:  # fmt: skip
+    """The page of ``--report``."""
+    decode, fingerprint = judged.truth.tokenizer.decode, judged.candidate.fingerprint()
+    tokens = [] if positions is None else [
+        Token(decode([token]), decode([int(positions.top[i])]), float(positions.margin[i]), float(positions.sigma[i]),
+              float(positions.probability[i]), bool(positions.flipped[i]))
+        for i, token in enumerate(sample)
+    ]  # fmt: skip
+    cells = [] if found is None else [
+        Cell(stage, layer, found.ratio((stage, layer)), own.relative_l2,
+             found.inherited[stage, layer].relative_l2, found.inherited[stage, layer].std_ratio)
+        for (stage, layer), own in found.own.items()
+    ]  # fmt: skip
+    decided = verdict not in (Verdict.UNCALIBRATED, Verdict.SKIPPED)
+    return page(
+        title=f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}",
+        verdict=verdict,
+        green=verdict.green if decided else None,
+        reason=reason(found, verdict).removeprefix(":").strip() if found else "the engine declares no arithmetic",
+        command="assay " + shlex.join(sys.argv[1:]),
+        facts={"file": str(judged.file.path), "SHA-256": judged.file.sha256}
+        | {f"candidate: {key}": str(value) for key, value in fingerprint.items()}
+        | {f"oracle: {key}": str(value) for key, value in judged.oracle.fingerprint().items()},
+        cells=cells,
+        slack=SLACK,
+        tokens=tokens,
+        flips=flips_line(account(positions)) if positions is not None else "",
+    )
 
 
 def show(judged: Arms, found: StageReport | None, counted: Account | None, verdict: Verdict, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +79,13 @@ def test_two_templates_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(reference.model, "render", otherwise)
     assert assay("parity", "hi", "--chat", *ORACLE, "--json").is_refusal(9)
+
+
+def test_a_page_is_written_and_not_overwritten_unasked(tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    assert assay("parity", TEXT, *ORACLE, "--report", str(target)).code == 0
+    html = target.read_text(encoding="utf-8")
+    assert "DRIFT" in html and html.count("<rect") == 3 + 19 * 4 and "assay parity" in html
+    assert assay("parity", TEXT, *ORACLE, "--report", str(target)).is_refusal(2)
+    assert assay("parity", TEXT, *ORACLE, "--report", str(target), "--force").code == 0
+    assert assay("parity", TEXT, *ORACLE, "--report", str(tmp_path / "none" / "page.html")).is_refusal(2)
