@@ -27,7 +27,8 @@ from parity.stages import Distances, Floor, over_floor, own, unchanged
 
 SLACK = 4.0
 """Floors that an error may measure. A sum of K terms in another order has another error: added one by one about
-sqrt(K/6) units in the last place, in lanes and blocks a fraction. Correct engines: up to 2.5 (``docs/parity.md``)."""
+sqrt(K/6) units in the last place, in lanes and blocks a fraction. Too few on a real
+model: ``docs/parity.md``, "Known false alarm"."""
 
 
 @dataclass(frozen=True)
