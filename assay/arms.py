@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +16,6 @@ from assay.engines import load
 from assay.peers import PEERS, running
 from assay.peers.judged import JudgedPeer
 from formats import InputError, ModelFile
-from formats.ggml_types import BY_NAME
 from formats.protocol import Prompt
 from parity.precision import Key, Precision, precision
 from parity.sample import Sample, check_same
@@ -77,26 +76,31 @@ def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | No
         raise InputError(f"{engine} computes as it does", where="--arith", remedy="Leave out --arith and --cache-type")
     version_of = PEERS[engine].packages[0]
     with running(engine, file.path, context=WINDOW + 8) as peer:
-        oracle = arms(file, "reference", "f32")
-        yield replace(oracle, candidate=JudgedPeer(peer, file, f"{version_of} {version(version_of)}"))
+        yield Arms(*oracles(file), JudgedPeer(peer, file, f"{version_of} {version(version_of)}"))
 
 
 def arms(file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None) -> Arms:
-    """Load truth, oracle and a candidate; the first two share their decoded weights (4 bytes each, kept)."""
-    truth = load(file, engine="reference", arith="f64", cache_weights=True)
-    oracle = load(file, engine="reference", arith="f32")
+    """Load truth, oracle and a candidate of our own."""
+    truth, oracle = oracles(file)
     candidate = load(file, engine=engine, arith=arith, cache_type=cache_type)
-    oracle.weights = truth.weights
     if engine == "reference" and candidate.arith.name != "ggml":
         candidate.weights = truth.weights
     return Arms(truth, oracle, candidate)
+
+
+def oracles(file: ModelFile) -> tuple[Any, Any]:
+    """Truth, in f64, and the oracle in f32; they share their decoded weights (4 bytes each, kept)."""
+    truth = load(file, engine="reference", arith="f64", cache_weights=True)
+    oracle = load(file, engine="reference", arith="f32")
+    oracle.weights = truth.weights
+    return truth, oracle
 
 
 def activation_blocks(file: ModelFile) -> dict[Key, int]:
     """How many elements of each multiplied activation share a scale where it is rounded to 8 bits; 0: never."""
 
     def block(tensor: str) -> int:
-        size = BY_NAME[file.tensors[tensor].type.name].block_elements
+        size = file.tensors[tensor].type.block_elements
         return size if size > 1 else 0
 
     blocks: dict[Key, int] = {

@@ -9,17 +9,18 @@ import numpy as np
 
 from assay.arms import WINDOW, Arms
 from formats import InputError
+from formats.durable import Progress
 from formats.protocol import Engine
 from parity import flips, stages
 from parity.bisect import Finding, bisect
-from parity.precision import Key, Precision
+from parity.distance import distance
+from parity.precision import Precision
 from parity.verdict import Verdict, of_stages
 
 PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
     "prefill": flips.by_prefill,
     "decode": flips.by_decode,
 }
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,9 @@ class StageReport:
     declared: Precision
     verdict: Verdict
     finding: Finding
-    own: stages.Distances
-    inherited: stages.Distances
     floor: stages.Floor
     untouched: float
     """Relative L2 distance between the candidate's logits with and without a tap that changes nothing."""
-
-    def ratio(self, key: Key) -> float:
-        """A stage's own error in floors."""
-        return stages.over_floor(self.own[key], self.floor[key])
 
 
 def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> StageReport | None:
@@ -62,15 +57,13 @@ def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress:
     floor = stages.floor(arms.oracle, ids, truth, declared, runs=runs)
     reference = max(stages.over_floor(d, floor[key]) for key, d in stages.own(arms.oracle, ids, truth).items())
     progress(2, n, "candidate, stage by stage")
-    finding, own = bisect(arms.candidate, ids, truth, floor)
+    finding = bisect(arms.candidate, ids, truth, floor)
     progress(3, n, "candidate, undisturbed")
-    inherited = stages.inherited(arms.candidate, ids, truth)
     plain, tapped = arms.candidate.forward(ids), arms.candidate.forward(ids, stages.unchanged)
     progress(4, n, "verdict")
     equal = any(np.array_equal(plain, logits) for logits in (arms.oracle.forward(ids), truth["logits", None]))
     verdict = of_stages(finding, declared, equal=equal, reference=reference)
-    return StageReport(list(ids), declared, verdict, finding, own, inherited, floor,
-                       stages.distance(tapped, plain).relative_l2)  # fmt: skip
+    return StageReport(list(ids), declared, verdict, finding, floor, distance(tapped, plain).relative_l2)
 
 
 def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> flips.Positions | None:

@@ -21,55 +21,67 @@ import numpy as np
 
 from formats import NumericError
 from formats.protocol import Engine, Tap
-from parity.distance import Distance, distance
+from parity.distance import distance
 from parity.precision import Key
-from parity.stages import Distances, Floor, over_floor, own, unchanged
+from parity.stages import Distances, Floor, inherited, over_floor, own
 
 SLACK = 4.0
 """Floors that an error may measure. A sum of K terms in another order has another error: added one by one about
-sqrt(K/6) units in the last place, in lanes and blocks a fraction. Too few on a real
-model: ``docs/parity.md``, "Known false alarm"."""
+sqrt(K/6) units in the last place, in lanes and blocks a fraction. Too few on a real model: ``docs/parity.md``, "Known
+false alarm"."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """What a bisection found."""
 
-    site: Key | None
-    """The first stage whose own error is beyond the floor; None if there is none."""
-    own: Distance | None
-    """Its error when fed with the truth."""
-    ratio: float
-    """That error in floors; of the worst stage where none is beyond."""
+    inherited: Distances
+    """The distance of every stage of an ordinary run."""
+    own: Distances
+    """The error of every stage that was fed with the truth."""
+    ratios: Mapping[Key, float]
+    """The same in floors."""
     wrong: tuple[Key, ...]
-    """Every stage that is wrong by itself, in order."""
-    logits_before: float
-    """Relative L2 distance of the candidate's logits to the truth."""
+    """Every stage whose own error is beyond the floor, in order."""
     logits_restored: float | None
-    """The same with the truth transplanted at every wrong stage; None where nothing was."""
-    forwards: int
-    """Candidate runs that it took."""
+    """Relative L2 distance of the logits with the truth transplanted at every wrong stage; None where nothing was."""
+
+    @property
+    def site(self) -> Key | None:
+        """The first stage that is wrong by itself; None if there is none."""
+        return self.wrong[0] if self.wrong else None
+
+    @property
+    def ratio(self) -> float:
+        """The site's own error in floors; of the worst stage where none is beyond."""
+        return self.ratios[self.site] if self.site else max(self.ratios.values())
+
+    @property
+    def logits_before(self) -> float:
+        """Relative L2 distance of the candidate's logits to the truth; infinite if they are no numbers."""
+        return self.inherited["logits", None].relative_l2
+
+    @property
+    def forwards(self) -> int:
+        """Candidate runs that it took."""
+        return 3 if self.wrong else 2
 
 
 def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], limits: Floor,
-           slack: float = SLACK) -> tuple[Finding, Distances]:  # fmt: skip
-    """Find the stages of ``candidate`` that compute something wrong on ``ids``; also every stage's own error.
+           slack: float = SLACK) -> Finding:  # fmt: skip
+    """Find the stages of ``candidate`` that compute something wrong on ``ids``.
 
     ``truth``: the true activation of every stage; ``limits``: the floor of each stage's own error.
     """
-    expected = truth["logits", None]
-    before = _logits_distance(candidate, ids, expected, unchanged)
-    alone = own(candidate, ids, truth)
+    ordinary, alone = inherited(candidate, ids, truth), own(candidate, ids, truth)
     ratios = {key: over_floor(found, limits[key]) for key, found in alone.items()}
     wrong = tuple(key for key, ratio in ratios.items() if not ratio <= slack)
-    if not wrong:
-        return Finding(None, None, max(ratios.values()), (), before, None, 2), alone
 
     def transplant(stage: str, layer: int | None, activation: Any) -> Any:
         return truth[stage, layer].astype(activation.dtype) if (stage, layer) in wrong else activation
 
-    restored = _logits_distance(candidate, ids, expected, transplant)
-    return Finding(wrong[0], alone[wrong[0]], ratios[wrong[0]], wrong, before, restored, 3), alone
+    restored = _logits_distance(candidate, ids, truth["logits", None], transplant) if wrong else None
+    return Finding(ordinary, alone, ratios, wrong, restored)
 
 
 def _logits_distance(engine: Engine, ids: Sequence[int], expected: np.ndarray, tap: Tap) -> float:

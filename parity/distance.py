@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from parity.precision import float_step
+
 
 class Distance(NamedTuple):
     """An activation ``x`` beside the truth ``t``, both [n_tokens, size]; the difference is d = x - t."""
@@ -50,14 +52,9 @@ def distance(found: np.ndarray, truth: np.ndarray) -> Distance:
         cosine=float(over((x * t).sum(), np.linalg.norm(x) * np.linalg.norm(t))),
         std_ratio=float(over(x.std(ddof=1), t.std(ddof=1))),
         bias=float(d.mean() / rms) if rms else 0.0,
-        max_ulp=float((np.abs(d) / np.maximum(ulp(t), 2.0**-149)).max()),
+        max_ulp=float((np.abs(d) / np.maximum(float_step(23)(t), 2.0**-149)).max()),
         n_bad=0,
     )
-
-
-def ulp(t: np.ndarray) -> np.ndarray:
-    """f32's spacing at each t: 2^(floor(log2 |t|) - 23). (NumPy's own is 0 for small ones once JAX flushes them.)"""
-    return np.ldexp(1.0, np.frexp(t)[1] - 24)
 
 
 def over(a: ArrayLike, b: ArrayLike) -> np.ndarray:

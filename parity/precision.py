@@ -25,7 +25,10 @@ Key = tuple[str, int | None]
 
 
 def float_step(bits: int) -> Rounding:
-    """Spacing of floats with ``bits`` bits after the leading one: 23 for f32, 10 for f16, 7 for bf16."""
+    """Spacing of floats with ``bits`` bits after the leading one: 23 for f32, 10 for f16, 7 for bf16.
+
+    (``np.spacing`` is 0 for small numbers once JAX has the processor flush them.)
+    """
 
     def step(x: np.ndarray) -> np.ndarray:
         return np.ldexp(1.0, np.frexp(x)[1] - 1 - bits)

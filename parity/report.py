@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from parity.sample import place
+
 CELL, LEFT, TOP = 22, 110, 22
 """Pixels of the heat map."""
 
@@ -114,8 +116,8 @@ def heat_map(cells: Sequence[Cell], slack: float) -> str:
             for i, stage in enumerate(stages)]  # fmt: skip
     for cell in cells:
         x, y = LEFT + CELL * column[cell.layer], TOP + CELL * stages.index(cell.stage)
-        place = cell.stage if cell.layer is None else f"{cell.stage} of layer {cell.layer}"
-        says = f"{place}: {cell.over_floor:.2f} floors, own error {cell.own:.2e}, inherited {cell.inherited:.2e}"
+        where = place(cell.stage, cell.layer)
+        says = f"{where}: {cell.over_floor:.2f} floors, own error {cell.own:.2e}, inherited {cell.inherited:.2e}"
         out.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" rx="3" stroke="#d0d5dd" '
                    f'fill="{heat(cell.over_floor, slack)}"><title>{escape(says)}</title></rect>')  # fmt: skip
     return "".join([*out, "</svg>"])

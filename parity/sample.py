@@ -44,13 +44,18 @@ def check_same(one: Sample, other: Sample) -> None:
 
 def check_shapes(stage: str, layer: int | None, found: Any, expected: Any) -> None:
     """Nothing if an activation has the positions and elements of the true one; else SampleError."""
-    place = stage if layer is None else f"{stage} of layer {layer}"
+    where = f"same-sample gate: {place(stage, layer)}"
     if len(found) != len(expected):
-        raise SampleError(f"{len(found)} positions and {len(expected)}", where=f"same-sample gate: {place}",
+        raise SampleError(f"{len(found)} positions and {len(expected)}", where=where,
                           remedy="Statistics of different positions say nothing about one another")  # fmt: skip
     if found.size != expected.size:
-        raise SampleError(f"{found.size} elements and {expected.size}", where=f"same-sample gate: {place}",
+        raise SampleError(f"{found.size} elements and {expected.size}", where=where,
                           remedy="The two sides do not mean the same stage")  # fmt: skip
+
+
+def place(stage: str, layer: int | None) -> str:
+    """A stage of a layer, or of the whole model, in words."""
+    return stage if layer is None else f"{stage} of layer {layer}"
 
 
 def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:

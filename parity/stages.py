@@ -13,7 +13,7 @@ The floor is made in the same way from runs of the oracle in the candidate's dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -51,7 +51,7 @@ def capture(engine: Engine, ids: Sequence[int]) -> Activations:
 
 def inherited(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
     """Distance of every stage of an ordinary run: its own error and all before it."""
-    return _compare(engine, ids, truth, lambda stage, layer, found: noise(stage, layer, found))
+    return _compare(engine, ids, truth, noise)
 
 
 def own(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
@@ -64,7 +64,7 @@ def own(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noi
 
 
 def _compare(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray],
-             go_on_with: Callable[[str, int | None, np.ndarray], np.ndarray]) -> Distances:  # fmt: skip
+             go_on_with: Tap) -> Distances:  # fmt: skip
     distances: Distances = {}
 
     def tap(stage: str, layer: int | None, activation: Any) -> Any:
@@ -83,10 +83,10 @@ MEASURES = ("relative_l2", "worst_position", "peak")
 Floor = dict[Key, Mapping[str, float]]
 
 
-def floor(oracle: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *, runs: int = 4,
-          measure: Callable[..., Distances] = own) -> Floor:  # fmt: skip
-    """The largest of each measure that ``runs`` perturbed runs of the oracle showed, stage by stage."""
-    every = [measure(oracle, ids, truth, declared.noise(seed)) for seed in range(runs)]
+def floor(oracle: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
+          runs: int = 4) -> Floor:  # fmt: skip
+    """The largest of each measure of a stage's own error that ``runs`` perturbed runs of the oracle showed."""
+    every = [own(oracle, ids, truth, declared.noise(seed)) for seed in range(runs)]
     return {key: {m: max(getattr(one[key], m) for one in every) for m in MEASURES} for key in truth}
 
 

@@ -53,7 +53,7 @@ def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = Fal
         return Verdict.BUG
     if equal:
         return Verdict.BIT_EQUAL
-    return Verdict.NOISE if declared.name in ("f32", "f64") else Verdict.DRIFT
+    return _of_rounding(declared)
 
 
 def of_flips(found: Account | None, declared: Precision | None) -> Verdict:
@@ -65,4 +65,9 @@ def of_flips(found: Account | None, declared: Precision | None) -> Verdict:
     too_many = found.p_value < SIGNIFICANT and found.observed > found.expected
     if found.unexplained or too_many:
         return Verdict.BUG
+    return _of_rounding(declared)
+
+
+def _of_rounding(declared: Precision) -> Verdict:
+    """The verdict where all that differs is what was declared."""
     return Verdict.NOISE if declared.name in ("f32", "f64") else Verdict.DRIFT

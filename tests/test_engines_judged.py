@@ -30,8 +30,8 @@ def checked(judged: Arms, ids: list[int], path: str) -> StageReport:
     found = judge_stages(judged, ids, path, 4, quiet)
     assert found is not None
     assert found.untouched == 0, "taps that change nothing change the logits"
-    assert max(map(found.ratio, found.own)) <= SLACK and found.finding.site is None
-    for distances in (found.own, found.inherited):
+    assert max(found.finding.ratios.values()) <= SLACK and found.finding.site is None
+    for distances in (found.finding.own, found.finding.inherited):
         assert all(0.5 <= d.std_ratio <= 2.0 for d in distances.values())
         assert all(abs(d.std_ratio - 1) < 0.01 and d.cosine > 0.999 and d.n_bad == 0 for d in distances.values())
     return found

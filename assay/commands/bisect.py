@@ -6,9 +6,9 @@ import json
 
 import typer
 
-from assay.arms import opened
 from assay.commands import options, tables
-from assay.commands.parity import (
+from assay.commands.comparison import (
+    NO_FLOOR,
     QUICK,
     Chat,
     Ids,
@@ -16,12 +16,11 @@ from assay.commands.parity import (
     Prompt,
     PromptFile,
     Runs,
+    comparing,
     exit_code,
-    forced,
-    read_prompt,
+    say_verdict,
 )
 from assay.judging import judge_stages
-from assay.progress import bar
 from parity.verdict import Verdict
 
 
@@ -42,33 +41,31 @@ def command(
 
     Exit codes as for 'assay parity'.
     """
-    text = read_prompt(prompt, prompt_file, ids, path, default=QUICK)
-    with opened(options.open_file(model), engine, arith, cache_type, taps=True) as judged, bar() as progress:
-        sample = judged.sample(text, forced(ids, chat), chat)
+    with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
+                   default=QUICK) as (judged, sample, progress):  # fmt: skip
         found = judge_stages(judged, sample, path, runs, progress)
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None
     if as_json:
-        wrong = [] if not found else [
-            {"stage": key[0], "layer": key[1], "over_floor": found.ratio(key), **found.own[key]._asdict()}
-            for key in found.finding.wrong
+        wrong = [] if not finding else [
+            {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.own[key]._asdict()}
+            for key in finding.wrong
         ]  # fmt: skip
         said = {"verdict": verdict, "wrong": wrong, "candidate_forwards": finding.forwards if finding else 0,
                 "logits_before": finding.logits_before if finding else None,
                 "logits_restored": finding.logits_restored if finding else None}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
-    elif found is None:
-        tables.line((verdict, "bold red"), ": the engine does not say how it computes, so there is no floor")
-    elif not found.finding.wrong:
-        tables.line((verdict, "green" if verdict.green else "bold red"),
-                    f": every stage's own error is within the floor ({found.finding.ratio:.2f} at most)")  # fmt: skip
+    elif finding is None:
+        say_verdict(verdict, NO_FLOOR)
+    elif not finding.wrong:
+        say_verdict(verdict, f": every stage's own error is within the floor ({finding.ratio:.2f} at most)")
     else:
-        rows = [(stage, "" if layer is None else str(layer), f"{found.ratio((stage, layer)):.3g}",
-                 f"{(d := found.own[stage, layer]).relative_l2:.2e}", str(d.position), str(d.channel), str(d.n_bad))
-                for stage, layer in found.finding.wrong]  # fmt: skip
+        rows = [(stage, "" if layer is None else str(layer), f"{finding.ratios[stage, layer]:.3g}",
+                 f"{(d := finding.own[stage, layer]).relative_l2:.2e}", str(d.position), str(d.channel), str(d.n_bad))
+                for stage, layer in finding.wrong]  # fmt: skip
         names = ("wrong stage", "layer", "over floor", "own error", "worst position", "worst channel", "not finite")
         tables.columns(names, rows, right=names[1:])
         tables.line()
-        tables.line(f"logits {found.finding.logits_before:.2e} from the truth; with the truth transplanted there "
-                    f"{found.finding.logits_restored:.2e}")  # fmt: skip
+        tables.line(f"logits {finding.logits_before:.2e} from the truth; with the truth transplanted there "
+                    f"{finding.logits_restored:.2e}")  # fmt: skip
     raise typer.Exit(exit_code(verdict))

@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 import typer
 
-from assay.arms import Arms, opened
+from assay.arms import Arms
 from assay.commands import options, tables
-from assay.commands.parity import (
+from assay.commands.comparison import (
     Chat,
     Ids,
     PathThrough,
     Prompt,
     PromptFile,
     Runs,
+    comparing,
     exit_code,
     flips_line,
-    forced,
-    read_prompt,
+    say_verdict,
 )
 from assay.judging import judge_flips
 from assay.peers import PEERS
-from assay.progress import bar
 from parity.flips import EXPLAINED, Positions, account
 from parity.verdict import Verdict, of_flips
 
@@ -50,24 +49,24 @@ def command(
     given the ids and decodes. Exit code 0: every flip was predicted, and there are as many as expected; 8: not so;
     10: no floor.
     """
-    text = read_prompt(prompt, prompt_file, ids, path)
     if engine in PEERS:
         path = "decode"
-    with opened(options.open_file(model), engine, arith, cache_type, taps=False) as judged, bar() as progress:
-        sample = judged.sample(text, forced(ids, chat), chat)
+    with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
+                   taps=False) as (judged, sample, progress):  # fmt: skip
         positions = judge_flips(judged, sample, path, runs, progress)
     if positions is None:
         raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
     counted = account(positions)
     verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))
+    doubtful = in_doubt(judged, sample, positions)
     if as_json:
-        said = {"verdict": verdict, **counted._asdict(), "positions_in_doubt": in_doubt(judged, sample, positions),
+        said = {"verdict": verdict, **counted._asdict(), "positions_in_doubt": doubtful,
                 "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(in_doubt(judged, sample, positions))
+        show(doubtful)
         tables.line(flips_line(counted))
-        tables.line((verdict, "green" if verdict.green else "bold red"))
+        say_verdict(verdict)
     raise typer.Exit(exit_code(verdict))
 
 

@@ -16,7 +16,7 @@ LOGITS_FLOOR = 1e-6  # relative L2 of f32 logits to the truth, three times what 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_named(name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor) -> None:
     site, change = FAULTS[name]
-    finding, _ = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
+    finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
     assert finding.site == site and finding.wrong == (site,)
     assert finding.ratio > SLACK and finding.forwards <= 6
     assert finding.logits_restored is not None and finding.logits_restored < LOGITS_FLOOR
@@ -27,7 +27,7 @@ def test_two_faults_are_both_named_and_the_transplant_heals_both(
 ) -> None:
     first, second = (("q_rope", 1), FAULTS["query at the next position"][1]), FAULTS["residual added twice"]
     both = Planted(Planted(judged.candidate, *first), *second)
-    finding, _ = bisect(both, IDS, truth, limits)
+    finding = bisect(both, IDS, truth, limits)
     assert finding.wrong == (first[0], second[0]) and finding.site == first[0]
     assert finding.logits_restored is not None and finding.logits_restored < LOGITS_FLOOR < finding.logits_before
 

@@ -37,12 +37,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from agreement import CHAT, RAW
+from margins import margins
 
 import accel
 import reference
 from assay.engines import find
 from formats import open_model
 from formats.protocol import Tap
+from parity.flips import kl_divergence
 from reference.attention import KVCache
 from reference.model import forward, logits, untapped
 
@@ -70,12 +72,10 @@ def drift(base: np.ndarray, other: np.ndarray) -> Drift:
     parts = []
     for at in range(0, len(base), ROWS):
         exact, drifted = (np.asarray(a[at : at + ROWS], np.float64) for a in (base, other))
-        p, q = log_softmax(exact), log_softmax(drifted)
-        second, first = np.partition(exact, -2)[:, -2:].T
         parts.append(Drift(
-            kl=(np.exp(p) * (p - q)).sum(1),
+            kl=kl_divergence(exact, drifted),
             flipped=exact.argmax(1) != drifted.argmax(1),
-            margin=first - second,
+            margin=margins(exact),
             error=np.square(drifted - exact).sum(1),
             norm=np.square(exact).sum(1),
         ))  # fmt: skip
@@ -85,12 +85,6 @@ def drift(base: np.ndarray, other: np.ndarray) -> Drift:
 def joined(parts: Sequence[Drift]) -> Drift:
     """Consecutive stretches as one."""
     return Drift(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """x_i - log Σ_j exp(x_j) over the last axis, shifted by the maximum so that exp cannot overflow."""
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def summary(sequences: Sequence[Drift]) -> dict[str, Any]:

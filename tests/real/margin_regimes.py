@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from agreement import CHAT, RAW
 from fast_agreement import CODE, PROSE, excerpts
+from margins import margins
 
 from assay.engines import find, load
 from formats import open_model
@@ -23,12 +24,6 @@ QUESTION = "Continue."
 LENGTH = 192  # tokens of a text
 N_TEXTS = 4  # of code, and of prose
 N_ANSWERS, N_GREEDY = 5, 48
-
-
-def margins(logits: np.ndarray) -> np.ndarray:
-    """Top-1 minus top-2 of each row."""
-    second, first = np.partition(logits, -2, axis=1)[:, -2:].T
-    return first - second
 
 
 def as_answer(model: Any, text: str) -> tuple[list[int], int]:
