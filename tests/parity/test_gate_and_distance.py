@@ -13,10 +13,12 @@ from assay.arms import Arms
 from formats import SampleError
 from formats.protocol import Prompt
 from parity import stages
+from parity.bisect import Finding
 from parity.distance import distance
+from parity.flips import Account
 from parity.precision import Precision, block_step, float_step, precision
 from parity.sample import Sample, check_same, check_shapes
-from parity.verdict import Verdict, of_flips
+from parity.verdict import Verdict, of_flips, of_stages
 
 ONE = Sample("<|im_start|>user\nhi<|im_end|>\n", (5, 6, 7, 8), "a" * 64)
 
@@ -103,6 +105,30 @@ def test_noise_is_as_large_as_the_rounding_it_stands_for() -> None:
     ):
         noisy = Precision("", {("ffn_up", 0): step}).noise(1)("ffn_up", 0, x)
         assert np.std(noisy - x) == pytest.approx(np.std(rounded - x), rel=0.03)
+
+
+def test_the_step_of_eight_bits_is_a_127th_of_the_largest_in_the_block() -> None:
+    x = np.array([[1.0, -127.0, 3.0, 254.0, 5.0]])
+    np.testing.assert_array_equal(block_step(2)(x), [[1.0, 1.0, 2.0, 2.0, 5 / 127]])
+
+
+@pytest.mark.parametrize("measure", stages.MEASURES)
+def test_one_measure_beyond_its_floor_is_enough(measure: str) -> None:
+    even = distance(np.array([[1.0, 2.0]]), np.array([[1.5, 2.5]]))
+    limits = {name: getattr(even, name) for name in stages.MEASURES}
+    assert stages.over_floor(even, limits) == 1
+    assert stages.over_floor(even, limits | {measure: limits[measure] / 5}) == pytest.approx(5)
+    assert stages.over_floor(even, limits | {measure: 0.0}) == np.inf
+
+
+def test_verdicts_that_no_engine_here_earns() -> None:
+    declared, nothing = Precision("f32", {}), Finding({}, {}, {}, (), None)
+    assert of_stages(nothing, declared, reference=4.1) == Verdict.REFERENCE_SUSPECT
+    assert of_stages(nothing, declared, reference=3.9) == Verdict.NOISE
+    assert of_stages(nothing, None) == Verdict.UNCALIBRATED
+    counted = Account(1000, 20.0, 60, 1e-9, (), 0.94, 0.0, 0.0)
+    assert of_flips(counted, declared) == Verdict.BUG, "too many flips, each of them explained"
+    assert of_flips(counted._replace(observed=2), declared) == Verdict.NOISE, "fewer than expected is no fault"
 
 
 def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
