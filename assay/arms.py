@@ -41,7 +41,7 @@ class Arms:
 
     def declared(self, n_at_once: int) -> Precision | None:
         """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
-        return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file))
+        return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file), self.file.config)
 
     def sample(self, text: str | None, ids: Sequence[int] | None, chat: bool) -> list[int]:
         """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from assay.arms import WINDOW, Arms
-from formats import InputError
+from formats import InputError, NumericError
 from formats.durable import Progress
 from formats.protocol import Engine
 from parity import flips, stages
@@ -32,8 +33,9 @@ class StageReport:
     verdict: Verdict
     finding: Finding
     floor: stages.Floor
-    untouched: float
-    """Relative L2 distance between the candidate's logits with and without a tap that changes nothing."""
+    untouched: float | None
+    """Relative L2 distance between the candidate's logits with and without a tap that changes nothing; None where they
+    are no numbers."""
 
 
 def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> StageReport | None:
@@ -59,11 +61,14 @@ def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress:
     progress(2, n, "candidate, stage by stage")
     finding = bisect(arms.candidate, ids, truth, floor)
     progress(3, n, "candidate, undisturbed")
-    plain, tapped = arms.candidate.forward(ids), arms.candidate.forward(ids, stages.unchanged)
+    equal, untouched = False, None
+    with suppress(NumericError):  # the stage where logits cease to be numbers has been found by now
+        plain, tapped = arms.candidate.forward(ids), arms.candidate.forward(ids, stages.unchanged)
+        equal = any(np.array_equal(plain, logits) for logits in (arms.oracle.forward(ids), truth["logits", None]))
+        untouched = distance(tapped, plain).relative_l2
     progress(4, n, "verdict")
-    equal = any(np.array_equal(plain, logits) for logits in (arms.oracle.forward(ids), truth["logits", None]))
     verdict = of_stages(finding, declared, equal=equal, reference=reference)
-    return StageReport(list(ids), declared, verdict, finding, floor, distance(tapped, plain).relative_l2)
+    return StageReport(list(ids), declared, verdict, finding, floor, untouched)
 
 
 def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> flips.Positions | None:

@@ -26,9 +26,8 @@ from parity.precision import Key
 from parity.stages import Distances, Floor, inherited, over_floor, own
 
 SLACK = 4.0
-"""Floors that an error may measure. A sum of K terms in another order has another error: added one by one about
-sqrt(K/6) units in the last place, in lanes and blocks a fraction. Too few on a real model: ``docs/parity.md``, "Known
-false alarm"."""
+"""Floors that an error may measure: the floor is the largest of a few draws, and another draw may be larger. Right
+engines showed up to 2.4 (``docs/parity.md``)."""
 
 
 @dataclass(frozen=True)

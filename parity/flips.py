@@ -81,7 +81,7 @@ def teacher_forced(truth: Engine, oracle: Engine, candidate: Engine, ids: Sequen
     leads = lead(exact, ranked)
     squares = np.zeros_like(leads)
     for run in range(runs):
-        noisy = oracle.forward(ids, declared.noise(seed + run))
+        noisy = declared.noisy(oracle, seed + run).forward(ids, declared.noise(seed + run))
         squares += np.square(lead(noisy, ranked) - leads)
     sigmas, freedom = moderated(squares / runs, runs)
     probability = flip_probability(leads, sigmas, freedom)

@@ -4,17 +4,23 @@ The floor is measured: the oracle is run again and again with every activation m
 moves it, but at random. Rounding to nearest with step s leaves an error that is, for values that know nothing of the
 steps, uniform in ±s/2 (Widrow and Kollár, "Quantization Noise", 2008); that is what is added.
 
-A product also rounds each of its partial sums. Moving its inputs in their last bits makes all of those fall another
-way, so every run is one more draw of them too, by the oracle's own f32 sums.
+A sum also rounds each of its partial sums, and f32 does not say in which order: the oracle's BLAS adds in many short
+lanes, another engine in one long chain, and both are right. The longest chain adds K terms one by one. Its partial sum
+of k terms is about sqrt(k) terms large and is rounded to 2^-24 of itself, evenly (a standard deviation of 1 / sqrt(3)
+of that), so together they move the result by 2^-24 sqrt(K / 6) of its size (of the row's, where
+terms that cancelled left less). The partial sums of K squares grow like k
+instead: 2^-24 sqrt(K) / 3, of which a root leaves half. ``Reordered`` moves the oracle's sums as far, at random;
+``tests/parity`` holds it against sums that are really added one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from formats.anatomy import Config
 from formats.protocol import Tap
 
 Rounding = Callable[[np.ndarray], np.ndarray]
@@ -48,12 +54,64 @@ def block_step(size: int) -> Rounding:
     return step
 
 
+def scaled(rounding: Rounding, factor: float) -> Rounding:
+    """Steps ``factor`` times as large."""
+    return lambda x: factor * rounding(x)
+
+
+class Sum(NamedTuple):
+    """How many terms a stage adds up for each of its elements; ``squares``: for each of its rows, the squares of it."""
+
+    terms: int
+    squares: bool = False
+
+    def noise(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What another order of adding may change in ``x`` [n_tokens, ...], as a random draw."""
+        rows = x.reshape(len(x), -1)
+        if self.squares:
+            moved = rows * rng.standard_normal((len(rows), 1)) * self.terms**0.5 / 6
+        else:
+            size = np.sqrt(np.square(rows).mean(1, keepdims=True))
+            moved = np.maximum(size, np.abs(rows)) * rng.standard_normal(rows.shape) * (self.terms / 6) ** 0.5
+        return moved.reshape(x.shape) * 2.0**-24
+
+
+class Tapped(Protocol):
+    """An engine, as far as stages need one."""
+
+    def forward(self, ids: Sequence[int], tap: Tap) -> np.ndarray: ...
+
+
+class Reordered:
+    """An engine whose sums are moved as another order of adding moves them."""
+
+    def __init__(self, engine: Tapped, sums: Mapping[Key, Sum], seed: int) -> None:
+        self.engine, self.sums, self.rng = engine, sums, np.random.default_rng((seed, 1))
+
+    def forward(self, ids: Sequence[int], tap: Tap) -> np.ndarray:
+        """As the engine's, with every sum moved before it is shown to the tap."""
+
+        def move(stage: str, layer: int | None, activation: Any) -> Any:
+            if total := self.sums.get((stage, layer)):
+                exact = np.asarray(activation, np.float64)
+                activation = (exact + total.noise(exact, self.rng)).astype(activation.dtype)
+            return tap(stage, layer, activation)
+
+        return self.engine.forward(ids, move)
+
+
 class Precision(NamedTuple):
     """An arithmetic's name, and the roundings it declares."""
 
     name: str
     roundings: Mapping[Key, Rounding]
-    """By stage and layer; every other activation is rounded to f32."""
+    """By stage and layer: what is rounded where the stage's result is used. Every other activation is, to f32."""
+    sums: Mapping[Key, Sum] = {}
+    """By stage and layer: what is added up there, in an order that is not declared."""
+
+    def noisy(self, engine: Tapped, seed: int) -> Reordered:
+        """``engine`` with other sums; the tap that it wants is ``noise``, or one that calls it."""
+        return Reordered(engine, self.sums, seed)
 
     def noise(self, seed: int) -> Tap:
         """A tap that moves every activation at random as far as this precision may."""
@@ -70,7 +128,20 @@ class Precision(NamedTuple):
 last_bit = float_step(23)
 
 
-def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Key, int]) -> Precision | None:
+def sums_of(config: Config, n_tokens: int) -> dict[Key, Sum]:
+    """Every sum of a model that reads ``n_tokens`` tokens."""
+    hidden, heads = config.hidden_size, config.n_heads * config.head_dim
+    terms = {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden, "attention": n_tokens, "attn_out": heads,
+             "ffn_gate": hidden, "ffn_up": hidden, "ffn_out": config.ffn_size}  # fmt: skip
+    sums: dict[Key, Sum] = {("final_norm", None): Sum(hidden, squares=True), ("logits", None): Sum(hidden)}
+    for layer in range(config.n_layers):
+        sums |= {(stage, layer): Sum(hidden, squares=True) for stage in ("attn_norm", "ffn_norm")}
+        sums |= {(stage, layer): Sum(n) for stage, n in terms.items()}
+    return sums
+
+
+def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Key, int],
+              config: Config) -> Precision | None:  # fmt: skip
     """What the engine of this fingerprint declares to round when it reads ``n_at_once`` tokens at a time.
 
     ``blocks``: for each activation that is multiplied with a matrix, how many of its elements share a scale where it
@@ -78,16 +149,18 @@ def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Ke
     None if the engine does not say how it computes: then there is no floor, and no verdict.
     """
     arith, dense = fingerprint.get("arith"), fingerprint.get("dense", "float32")
-    if arith in ("f64", "f32"):
-        return Precision(arith, {})
+    layers, sums = range(config.n_layers), sums_of(config, n_at_once)
+    # A score adds head_dim products and no tap shows it: the query, which the score is proportional to, is moved.
+    scores: dict[Key, Rounding] = {("q_rope", layer): scaled(last_bit, config.head_dim**0.5) for layer in layers}
     halves = ("k_rope", "v_bias", "q_rope") if arith == "ggml" else ("k_rope", "v_bias")
-    layers = {layer for _, layer in blocks if layer is not None}
-    f16_cache: dict[Key, Rounding] = {(stage, layer): float_step(10) for stage in halves for layer in layers}
+    f16_cache = scores | {(stage, layer): float_step(10) for stage in halves for layer in layers}
+    if arith in ("f64", "f32"):
+        return Precision(arith, scores, sums)
     if arith == "ggml" or (arith == "fast" and n_at_once <= fingerprint.get("int8_up_to", 0)):
         rounded = {key: block_step(size) for key, size in blocks.items() if size}
-        return Precision("8-bit activations, f16 cache", f16_cache | rounded)
+        return Precision("8-bit activations, f16 cache", f16_cache | rounded, sums)
     if arith == "fast" and dense == "bfloat16":
-        return Precision("bf16 products, f16 cache", f16_cache | dict.fromkeys(blocks, float_step(7)))
+        return Precision("bf16 products, f16 cache", f16_cache | dict.fromkeys(blocks, float_step(7)), sums)
     if arith == "fast":
-        return Precision("f32 products, f16 cache", f16_cache)
+        return Precision("f32 products, f16 cache", f16_cache, sums)
     return None

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from formats import NumericError
-from formats.protocol import Engine, Tap
+from formats.protocol import Tap
 from parity.distance import Distance, distance
-from parity.precision import Key, Precision
+from parity.precision import Key, Precision, Tapped
 from parity.sample import check_shapes
 
 Activations = dict[Key, np.ndarray]
@@ -37,7 +37,7 @@ def unchanged(stage: str, layer: int | None, activation: Any) -> Any:
     return activation
 
 
-def capture(engine: Engine, ids: Sequence[int]) -> Activations:
+def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     """Every activation of ``forward(ids)``, in the order in which they are computed."""
     shown: Activations = {}
 
@@ -49,12 +49,12 @@ def capture(engine: Engine, ids: Sequence[int]) -> Activations:
     return shown
 
 
-def inherited(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
+def inherited(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
     """Distance of every stage of an ordinary run: its own error and all before it."""
     return _compare(engine, ids, truth, noise)
 
 
-def own(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
+def own(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
     """Distance of every stage when it is fed with the truth, moved by ``noise``."""
 
     def hand_back(stage: str, layer: int | None, found: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def own(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noi
     return _compare(engine, ids, truth, hand_back)
 
 
-def _compare(engine: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray],
+def _compare(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray],
              go_on_with: Tap) -> Distances:  # fmt: skip
     distances: Distances = {}
 
@@ -83,10 +83,10 @@ MEASURES = ("relative_l2", "worst_position", "peak")
 Floor = dict[Key, Mapping[str, float]]
 
 
-def floor(oracle: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
+def floor(oracle: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
           runs: int = 4) -> Floor:  # fmt: skip
     """The largest of each measure of a stage's own error that ``runs`` perturbed runs of the oracle showed."""
-    every = [own(oracle, ids, truth, declared.noise(seed)) for seed in range(runs)]
+    every = [own(declared.noisy(oracle, seed), ids, truth, declared.noise(seed)) for seed in range(runs)]
     return {key: {m: max(getattr(one[key], m) for one in every) for m in MEASURES} for key in truth}
 
 

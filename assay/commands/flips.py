@@ -11,6 +11,7 @@ import typer
 from assay.arms import Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
+    NO_FLOOR,
     Chat,
     Ids,
     PathThrough,
@@ -55,6 +56,10 @@ def command(
                    taps=False) as (judged, sample, progress):  # fmt: skip
         positions = judge_flips(judged, sample, path, runs, progress)
     if positions is None:
+        if as_json:
+            typer.echo(json.dumps({"verdict": Verdict.UNCALIBRATED}))
+        else:
+            say_verdict(Verdict.UNCALIBRATED, NO_FLOOR)
         raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
     counted = account(positions)
     verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))

@@ -63,7 +63,9 @@ def command(
     with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
                    default=QUICK) as (judged, sample, progress):  # fmt: skip
         found = judge_stages(judged, sample, path, runs, progress)
-        positions = judge_flips(judged, sample, path, runs, progress)
+        positions = None
+        if found is None or found.untouched is not None:  # tokens of logits that are no numbers: nothing to count
+            positions = judge_flips(judged, sample, path, runs, progress)
     counted = account(positions) if positions is not None else None
     verdict = overall(found, counted)
     if report is not None:
@@ -81,7 +83,7 @@ def overall(found: StageReport | None, counted: Account | None) -> Verdict:
     if found is None:
         return Verdict.UNCALIBRATED
     of_tokens = of_flips(counted, found.declared)
-    return found.verdict if found.verdict == Verdict.BIT_EQUAL or of_tokens.green else of_tokens
+    return of_tokens if found.verdict.green and of_tokens == Verdict.BUG else found.verdict
 
 
 def facts(judged: Arms, found: StageReport | None, counted: Account | None, verdict: Verdict,
@@ -160,8 +162,8 @@ def show(found: StageReport | None, counted: Account | None, verdict: Verdict, p
     names = ("stage", "layer", "over floor", "own error", "floor", "max ulp", "bias", "inherited", "std ratio")
     tables.columns(names, rows, right=names[1:])
     tables.line()
-    tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; "
-                f"taps move the logits by {found.untouched:.1e}")  # fmt: skip
+    taps = "the logits are no numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
+    tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
     if counted:
         tables.line(flips_line(counted))
     say_verdict(verdict, reason(found, verdict))

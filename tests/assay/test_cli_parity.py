@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import assay
 
@@ -52,10 +53,21 @@ def test_a_fault_is_named_and_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_engine_that_says_nothing_of_its_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("assay.arms.precision", lambda *_: None)
-    for command in ("parity", "bisect"):
-        found = assay(command, *ORACLE)
+    for command in ("parity", "bisect", "flips"):
+        found = assay(command, TEXT, *ORACLE)
         assert found.code == UNDECIDED and "UNCALIBRATED" in found.out
-    assert json.loads(assay("parity", *ORACLE, "--json").out)["verdict"] == "UNCALIBRATED"
+        assert json.loads(assay(command, TEXT, *ORACLE, "--json").out)["verdict"] == "UNCALIBRATED"
+
+
+def test_logits_that_are_no_numbers_have_a_site_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An infinity in the rounding to 8 bits: the ggml arithmetic's logits are NaN, the site is where it began."""
+    right = reference.linear.quantize_activations
+    monkeypatch.setattr(reference.linear, "quantize_activations", lambda x, weights: right(x + np.inf, weights))
+    for command in ("parity", "bisect"):
+        found = assay(command, TEXT, *ORACLE)
+        assert found.code == DIFFERENT and "q_proj" in found.out
+        assert json.loads(assay(command, TEXT, *ORACLE, "--json").out)["verdict"] == "BUG"
+    assert assay("flips", TEXT, *ORACLE).is_refusal(7)
 
 
 @pytest.mark.parametrize("arguments", [

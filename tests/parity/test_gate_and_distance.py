@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from planted import IDS
 
+import reference.model
 from assay.arms import Arms
-from formats import SampleError
+from formats import SampleError, open_model
 from formats.protocol import Prompt
+from goldens import BUILTIN
 from parity import stages
 from parity.bisect import Finding
 from parity.distance import distance
@@ -19,7 +21,10 @@ from parity.flips import Account
 from parity.precision import Precision, block_step, float_step, precision
 from parity.sample import Sample, check_same, check_shapes
 from parity.verdict import Verdict, of_flips, of_stages
+from reference.arithmetic import Arithmetic
+from reference.weights import Weights
 
+CONFIG = open_model(BUILTIN).config
 ONE = Sample("<|im_start|>user\nhi<|im_end|>\n", (5, 6, 7, 8), "a" * 64)
 
 
@@ -107,6 +112,30 @@ def test_noise_is_as_large_as_the_rounding_it_stands_for() -> None:
         assert np.std(noisy - x) == pytest.approx(np.std(rounded - x), rel=0.03)
 
 
+def one_by_one(x: np.ndarray, weights: Weights, name: str, arith: Arithmetic) -> np.ndarray:
+    """The oracle's product with each sum added term after term."""
+    (_, matrix), *_ = weights.row_blocks(name)
+    y = np.zeros((len(x), len(matrix)), arith.dtype)
+    for k in range(x.shape[1]):
+        y += x[:, k : k + 1] * matrix[:, k].astype(arith.dtype)
+    return y
+
+
+def test_sums_added_one_by_one_are_what_the_noise_stands_for(
+    judged: Arms, truth: stages.Activations, limits: stages.Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference.model, "linear", one_by_one)
+    products = [key for key in truth if key[0].endswith(("_proj", "_out", "_gate", "_up", "logits"))]
+    own = stages.own(judged.oracle, IDS, truth)
+    ratios = [own[key].relative_l2 / limits[key]["relative_l2"] for key in products]
+    assert len(products) == 7 * 4 + 1 and min(ratios) > 0.3 and max(ratios) < 1.5, ratios
+    squares = np.square(np.float32(truth["attn_norm", 1]))
+    exact = np.sqrt(np.square(np.float64(np.sqrt(squares))).sum(1))
+    serial = np.sqrt(np.add.accumulate(squares, axis=1)[:, -1].astype(np.float64))
+    expected = squares.shape[1] ** 0.5 / 6 * 2.0**-24
+    assert 0.2 < np.sqrt(np.square(serial / exact - 1).mean()) / expected < 1.5
+
+
 def test_the_step_of_eight_bits_is_a_127th_of_the_largest_in_the_block() -> None:
     x = np.array([[1.0, -127.0, 3.0, 254.0, 5.0]])
     np.testing.assert_array_equal(block_step(2)(x), [[1.0, 1.0, 2.0, 2.0, 5 / 127]])
@@ -132,7 +161,7 @@ def test_verdicts_that_no_engine_here_earns() -> None:
 
 
 def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
-    assert precision({"engine": "somebody's"}, 8, {}) is None
+    assert precision({"engine": "somebody's"}, 8, {}, CONFIG) is None
     assert of_flips(None, None) == Verdict.SKIPPED and not Verdict.SKIPPED.green and not Verdict.UNCALIBRATED.green
 
 
@@ -144,5 +173,5 @@ def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
     ({"arith": "fast", "dense": "float32", "int8_up_to": 16}, 17, "f32 products, f16 cache"),
 ])  # fmt: skip
 def test_what_an_arithmetic_declares(fingerprint: dict[str, Any], n: int, name: str) -> None:
-    found = precision(fingerprint, n, {("attn_norm", 0): 256})
+    found = precision(fingerprint, n, {("attn_norm", 0): 256}, CONFIG)
     assert found is not None and found.name == name

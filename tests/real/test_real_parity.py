@@ -1,23 +1,78 @@
-"""The judge on the real 0.5B, by tokens. By stages it is not calibrated there yet (docs/parity.md)."""
+"""The judge on the real 0.5B: the fast engine is green by stages, planted faults are named, llama.cpp by tokens."""
 
 from __future__ import annotations
 
 import pytest
+from planted import FAULTS, IDS, Planted
 
-from assay.arms import opened
+from assay.arms import Arms, arms, opened
 from assay.engines import find
-from assay.judging import judge_flips
+from assay.judging import judge_flips, judge_stages
 from assay.progress import quiet
 from formats import open_model
+from parity import stages
+from parity.bisect import SLACK, bisect
+from parity.distance import distance
 from parity.flips import account
 from parity.verdict import Verdict, of_flips
 
+MODEL = "qwen2.5-coder-0.5b"
 TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"
+SHORT = "def fib(n):\n    if n <"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("arith", "path", "chat", "verdict"), [
+    ("f32", "prefill", False, Verdict.NOISE),
+    ("fast", "prefill", True, Verdict.DRIFT),
+    ("fast", "decode", False, Verdict.DRIFT),
+])  # fmt: skip
+def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: str, chat: bool,
+                                                            verdict: Verdict) -> None:  # fmt: skip
+    judged = arms(open_model(find(MODEL)), "accel", arith)
+    found = judge_stages(judged, judged.sample(SHORT, None, chat), path, 4, quiet)
+    assert found is not None and found.verdict == verdict, found and (found.finding.site, found.finding.ratio)
+    assert found.untouched == 0, "taps that change nothing change the logits"
+    for distances in (found.finding.own, found.finding.inherited):
+        assert all(0.5 <= d.std_ratio <= 2.0 and d.n_bad == 0 for d in distances.values())
+
+
+@pytest.fixture(scope="module")
+def judged() -> Arms:
+    return arms(open_model(find(MODEL)), "accel", "f32")
+
+
+@pytest.fixture(scope="module")
+def truth(judged: Arms) -> stages.Activations:
+    return stages.capture(judged.truth, IDS)
+
+
+@pytest.fixture(scope="module")
+def limits(judged: Arms, truth: stages.Activations) -> stages.Floor:
+    declared = judged.declared(len(IDS))
+    assert declared is not None
+    return stages.floor(judged.oracle, IDS, truth, declared)
+
+
+@pytest.fixture(scope="module")
+def clean(judged: Arms, truth: stages.Activations) -> float:
+    """How far the right engine's logits are from the truth. Some faults move them less, and are named all the same."""
+    return distance(judged.candidate.forward(IDS), truth["logits", None]).relative_l2
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", list(FAULTS)[::2])
+def test_a_planted_fault_is_named(name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor,
+                                  clean: float) -> None:  # fmt: skip
+    site, change = FAULTS[name]
+    finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
+    assert finding.wrong == (site,) and finding.ratio > SLACK and finding.forwards <= 6
+    assert finding.logits_restored is not None and finding.logits_restored < 3 * clean
 
 
 @pytest.mark.real
 def test_llama_cpp_drifts_as_its_arithmetic_says() -> None:
-    with opened(open_model(find("qwen2.5-coder-0.5b")), "llama.cpp", None, None, taps=False) as judged:
+    with opened(open_model(find(MODEL)), "llama.cpp", None, None, taps=False) as judged:
         ids = judged.sample(TEXT * 3, None, chat=False)
         positions = judge_flips(judged, ids, "decode", 4, quiet)
         assert positions is not None
