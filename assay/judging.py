@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from assay import engines
 from assay.arms import WINDOW, Arms
+from assay.peers.judged import JudgedPeer
 from formats import InputError, NumericError
 from formats.durable import Progress
 from formats.protocol import Engine
 from parity import flips, stages
 from parity.bisect import Finding, bisect
 from parity.distance import distance
+from parity.free_run import FreeRun, Generate, free_run
 from parity.precision import Precision
+from parity.prediction import predict
 from parity.verdict import Verdict, of_stages
 
 PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
@@ -86,3 +90,30 @@ def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: 
                                     n_vocab=len(arms.file.vocabulary), read=PATHS[path], seed=i * runs)  # fmt: skip
         parts.append(part)
     return flips.joined(parts)
+
+
+def judge_free_run(arms: Arms, ids: Sequence[int], n: int, runs: int, progress: Progress) -> FreeRun | None:
+    """The candidate's own generation of ``n`` tokens after ``ids``; None where there is no declared arithmetic.
+
+    Raises InputError where prompt and answer are longer than a window.
+    """
+    if len(ids) + n > WINDOW:
+        raise InputError(f"{len(ids)} tokens of prompt and {n} of answer", where="--free",
+                         remedy=f"Together at most {WINDOW}")  # fmt: skip
+    declared = arms.declared(1)
+    if declared is None:
+        return None
+    progress(0, 2, "the truth's answer")
+    answer = engines.generate(arms.truth, ids, max_tokens=n).ids
+    whole = [*ids, *answer[:-1]]
+    exact = arms.truth.forward(whole)[:, : len(arms.file.vocabulary)]
+    predicted = predict(exact, arms.oracle, whole, declared, runs=runs).of(slice(len(ids) - 1, None))
+    progress(1, 2, "the candidate's")
+    return free_run(generation(arms.candidate), ids, answer, predicted)
+
+
+def generation(engine: Engine) -> Generate:
+    """The function of an engine that ``assay run`` calls, or a peer's own."""
+    if isinstance(engine, JudgedPeer):
+        return engine.generate
+    return lambda ids, n: engines.generate(engine, ids, max_tokens=n).ids

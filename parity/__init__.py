@@ -6,7 +6,10 @@ It is handed engines (``formats.protocol.Engine``) and knows none of them, so an
     precision.py    what an arithmetic declares to round, as a tap that rounds an oracle in the same way at random
     distance.py     how far one activation is from the true one
     stages.py       every stage of every layer fed with the truth: the error that is its own, beside the floor
-    flips.py        which tokens can flip, how probable that is, and which did
+    prediction.py   which tokens can flip, and how probable that is
+    flips.py        which did, and whether that was predicted
+    free_run.py     the candidate's own generation beside the truth's, going on after each difference
+    divergence.py   how far two distributions are from one another: the figures of --kl-divergence
     bisect.py       the first stage whose own computation is wrong, and the proof by transplant
     verdict.py      what all this amounts to, and the exit code
 """

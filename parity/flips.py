@@ -1,33 +1,26 @@
-"""Which tokens can flip, how probable that is, and which did.
+"""Which tokens did flip, and whether the prediction explains it.
 
-The prediction uses the truth and the floor alone, before the candidate is looked at. At position i the true logits
-prefer a, by a margin m_j over each rival j. In K runs of the oracle with the declared noise the lead of a over j
-changed with standard deviation s_ij. K is small, so each s_ij is drawn towards what all positions have in common, as
-far as they have it in common: with d degrees of freedom that the others lend, it has K + d (Smyth, "Linear Models and
-Empirical Bayes Methods", 2004). Under the candidate's rounding, another draw of the same noise, j overtakes a with
-probability P(T > m_j / s_ij), T of Student's distribution. Of several rivals any may win: p_i = 1 - Π_j (1 - p_ij).
-Without what is lent, 4 runs predict a sixth too many flips: simulated in ``tests/parity``.
-
-The sum of independent flips with probabilities p_i has the Poisson-binomial distribution; it is computed exactly.
+A flip is explained where the floor predicted it, with at least probability ``EXPLAINED``, before the candidate was
+looked at; and the number of all flips must fit the prediction. The sum of independent flips with probabilities p_i has
+the Poisson-binomial distribution; it is computed exactly.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from formats.protocol import Engine
+from parity.divergence import Divergence, block_bootstrap, divergence
 from parity.precision import Precision
+from parity.prediction import Prediction, lead, predict
 
-RIVALS = 8
-"""Tokens after the first that may take its place."""
-MOST_LENT = 60
-"""Degrees of freedom that positions lend one another at most: more make no difference to a tail."""
 EXPLAINED = 1e-3
 """A flip is explained where the floor predicted it with at least this probability."""
+Read = Callable[[Engine, Sequence[int]], np.ndarray]
+"""A candidate's way through the ids: logits [n_tokens, n_vocab] of every position."""
 
 
 class Positions(NamedTuple):
@@ -43,10 +36,10 @@ class Positions(NamedTuple):
     """Predicted probability that another token comes first."""
     flipped: np.ndarray
     """bool: in the candidate another token came first."""
-    kl: np.ndarray
-    """KL(truth || candidate), nats."""
     moved: np.ndarray
     """The candidate's change of the difference whose margin is given; NaN where it did not name both tokens."""
+    divergence: Divergence
+    """How far the candidate's distribution is from the true one."""
 
     @property
     def certificate(self) -> np.ndarray:
@@ -69,118 +62,31 @@ def by_decode(engine: Engine, ids: Sequence[int]) -> np.ndarray:
 
 
 def teacher_forced(truth: Engine, oracle: Engine, candidate: Engine, ids: Sequence[int], declared: Precision, *,
-                   n_vocab: int, runs: int = 4, read: Callable[[Engine, Sequence[int]], np.ndarray] = by_prefill,
-                   seed: int = 0) -> Positions:  # fmt: skip
-    """Every position of ``ids``, each after the true tokens before it; ``n_vocab``: logits that stand for a token.
+                   n_vocab: int, runs: int = 4, read: Read = by_prefill, seed: int = 0) -> Positions:  # fmt: skip
+    """Every position of ``ids``, each after the true tokens before it; ``n_vocab``: logits that stand for a token."""
+    exact = truth.forward(ids)[:, :n_vocab]
+    predicted = predict(exact, oracle, ids, declared, runs=runs, seed=seed)
+    return observe(predicted, read(candidate, ids)[:, :n_vocab], ids[1:])
 
-    ``runs`` (even) perturbed runs of ``oracle`` make the floor; ``read`` is the candidate's way through the ids.
-    """
-    exact = np.asarray(truth.forward(ids), np.float64)[:, :n_vocab]
-    ranked = np.argpartition(-exact, RIVALS, axis=1)[:, : RIVALS + 1]
-    ranked = np.take_along_axis(ranked, np.argsort(-np.take_along_axis(exact, ranked, 1), axis=1, kind="stable"), 1)
-    leads = lead(exact, ranked)
-    squares = np.zeros_like(leads)
-    for run in range(runs):
-        noisy = declared.noisy(oracle, seed + run).forward(ids, declared.noise(seed + run))
-        squares += np.square(lead(noisy, ranked) - leads)
-    sigmas, freedom = moderated(squares / runs, runs)
-    probability = flip_probability(leads, sigmas, freedom)
 
-    found = read(candidate, ids)[:, :n_vocab]
+def observe(predicted: Prediction, found: np.ndarray, following: Sequence[int] = ()) -> Positions:
+    """What became of the prediction in a candidate's logits ``found`` [n_positions, n_vocab]."""
     return Positions(
-        top=ranked[:, 0],
-        margin=leads[:, 0],
-        sigma=sigmas[:, 0],
-        probability=probability,
-        flipped=np.nanargmax(found, 1) != ranked[:, 0],
-        kl=kl_divergence(exact, found),
-        moved=lead(found, ranked)[:, 0] - leads[:, 0],
+        top=predicted.ranked[:, 0],
+        margin=predicted.leads[:, 0],
+        sigma=predicted.sigmas[:, 0],
+        probability=predicted.probability,
+        flipped=np.nanargmax(found, 1) != predicted.ranked[:, 0],
+        moved=lead(found, predicted.ranked)[:, 0] - predicted.leads[:, 0],
+        divergence=divergence(predicted.exact, found, following),
     )
-
-
-def lead(logits: np.ndarray, ranked: np.ndarray) -> np.ndarray:
-    """By how much the first of ``ranked`` [n, 1 + RIVALS] leads each of the others, f64 [n, RIVALS]."""
-    chosen = np.take_along_axis(logits, ranked, axis=1).astype(np.float64)
-    return chosen[:, :1] - chosen[:, 1:]
-
-
-def moderated(variances: np.ndarray, runs: int) -> tuple[np.ndarray, int]:
-    """Standard deviations from variances that ``runs`` draws gave, and their degrees of freedom (even).
-
-    Where the logarithms of the variances scatter as ``runs`` draws make equal ones scatter, trigamma(runs / 2), all of
-    them are equal and each is estimated by all. What they scatter beyond that is real, and limits what they lend.
-    """
-    positive = variances[variances > 0]
-    if len(positive) < 2:
-        return np.sqrt(variances), runs
-    logs = np.log(positive)
-    scatter = float(logs.var(ddof=1)) - trigamma(runs / 2)
-    lent = next((d for d in range(2, MOST_LENT, 2) if trigamma(d / 2) <= scatter), MOST_LENT)
-    common = np.exp(logs.mean() - log_bias(runs) + log_bias(lent))
-    return np.sqrt((lent * common + runs * variances) / (lent + runs)), lent + runs
-
-
-def log_bias(freedom: float) -> float:
-    """E[log s²] - log σ², s² estimated with so many degrees of freedom: digamma(f / 2) - log(f / 2)."""
-    x, h = freedom / 2, 1e-4
-    return (math.lgamma(x + h) - math.lgamma(x - h)) / (2 * h) - math.log(x)
-
-
-def trigamma(x: float) -> float:
-    """The second derivative of log Γ, by differences."""
-    h = 1e-3
-    return (math.lgamma(x + h) - 2 * math.lgamma(x) + math.lgamma(x - h)) / h**2
-
-
-def flip_probability(leads: np.ndarray, sigmas: np.ndarray, freedom: int) -> np.ndarray:
-    """Probability [n] that one of the rivals overtakes; leads and sigmas [n, RIVALS]."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(sigmas > 0, leads / sigmas, np.where(leads > 0, np.inf, 0.0))
-    return 1 - np.prod(1 - student_tail(t, freedom), axis=1)
-
-
-def student_tail(t: np.ndarray, freedom: int) -> np.ndarray:
-    """P(T > t) for Student's t with an even number of degrees of freedom (Abramowitz and Stegun 26.7.4)."""
-    if freedom < 2 or freedom % 2:
-        raise ValueError(f"{freedom} degrees of freedom: the closed form is for even numbers")
-    cosine2 = freedom / (freedom + np.square(t))
-    sine = np.sign(t) * np.sqrt(1 - cosine2)
-    term, total = np.ones_like(cosine2), np.ones_like(cosine2)
-    for k in range(1, freedom // 2):
-        term = term * cosine2 * (2 * k - 1) / (2 * k)
-        total = total + term
-    return np.clip((1 - sine * total) / 2, 0.0, 1.0)
-
-
-def kl_divergence(exact: np.ndarray, found: np.ndarray, rows: int = 64) -> np.ndarray:
-    """KL(softmax(exact) || softmax(found)) of each position [n], in nats, ``rows`` positions at a time.
-
-    NaN in ``found`` is a token that an engine did not name; what it did name are log-probabilities then. All the
-    unnamed count as one outcome, which can only make the divergence smaller (data processing inequality).
-    """
-    parts = []
-    for at in range(0, len(exact), rows):
-        p, q = log_softmax(exact[at : at + rows]), found[at : at + rows].astype(np.float64)
-        unnamed = np.isnan(q)
-        if not unnamed.any():
-            parts.append((np.exp(p) * (p - log_softmax(q))).sum(1))
-            continue
-        named = np.where(unnamed, 0.0, np.exp(p) * (p - q)).sum(1)
-        p_rest = np.where(unnamed, np.exp(p), 0.0).sum(1)
-        q_rest = np.maximum(1 - np.where(unnamed, 0.0, np.exp(q)).sum(1), np.finfo(np.float64).tiny)
-        parts.append(named + np.where(p_rest > 0, p_rest * np.log(np.maximum(p_rest, 1e-300) / q_rest), 0.0))
-    return np.concatenate(parts)
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """x_i - log Σ_j exp(x_j) over the last axis, in f64, shifted so that exp cannot overflow."""
-    x = x.astype(np.float64) - x.max(1, keepdims=True)
-    return x - np.log(np.exp(x).sum(1, keepdims=True))
 
 
 def joined(parts: Sequence[Positions]) -> Positions:
     """Several stretches as one."""
-    return Positions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    *arrays, divergences = zip(*parts, strict=True)
+    both = Divergence(*(np.concatenate(one) for one in zip(*divergences, strict=True)))
+    return Positions(*(np.concatenate(one) for one in arrays), divergence=both)
 
 
 def poisson_binomial(probabilities: np.ndarray) -> np.ndarray:
@@ -191,6 +97,13 @@ def poisson_binomial(probabilities: np.ndarray) -> np.ndarray:
         mass[1 : n + 1] = mass[1 : n + 1] * (1 - p) + mass[:n] * p
         mass[0] *= 1 - p
     return mass
+
+
+def count_p_value(probabilities: np.ndarray, observed: int) -> float:
+    """Probability of a count at least as improbable as ``observed``, if events have these probabilities."""
+    mass = poisson_binomial(probabilities[probabilities > 1e-12])
+    likely = mass[observed] if observed < len(mass) else 0.0
+    return float(min(1.0, mass[mass <= likely * (1 + 1e-9)].sum()))
 
 
 class Account(NamedTuple):
@@ -212,25 +125,14 @@ class Account(NamedTuple):
 def account(positions: Positions) -> Account:
     """The flips of some positions held against the prediction."""
     p, flipped = positions.probability, positions.flipped
-    mass = poisson_binomial(p[p > 1e-12])
     observed = int(flipped.sum())
-    likely = mass[observed] if observed < len(mass) else 0.0
     return Account(
         positions=len(p),
         expected=float(p.sum()),
         observed=observed,
-        p_value=float(min(1.0, mass[mass <= likely * (1 + 1e-9)].sum())),
+        p_value=count_p_value(p, observed),
         unexplained=tuple(np.flatnonzero(flipped & (p < EXPLAINED)).tolist()),
         top1=float(1 - flipped.mean()),
-        kl_mean=float(positions.kl.mean()),
-        kl_error=block_bootstrap(positions.kl),
+        kl_mean=float(positions.divergence.kl.mean()),
+        kl_error=block_bootstrap(positions.divergence.kl),
     )
-
-
-def block_bootstrap(values: np.ndarray, block: int = 32, draws: int = 500, seed: int = 0) -> float:
-    """Standard error of the mean of neighbouring, hence dependent, values (Künsch, 1989)."""
-    block = min(block, math.ceil(len(values) / 8))  # of a short text, shorter blocks: one would have no spread
-    n_blocks = math.ceil(len(values) / block)
-    starts = np.random.default_rng(seed).integers(0, len(values) - block + 1, (draws, n_blocks))
-    index = (starts[..., None] + np.arange(block)).reshape(draws, -1)
-    return float(values[index].mean(1).std(ddof=1))

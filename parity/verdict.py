@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from parity.bisect import SLACK, Finding
 from parity.flips import Account
+from parity.free_run import FreeRun
 from parity.precision import Precision
 
 SIGNIFICANT = 1e-3
@@ -56,7 +57,7 @@ def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = Fal
     return _of_rounding(declared)
 
 
-def of_flips(found: Account | None, declared: Precision | None) -> Verdict:
+def of_flips(found: Account | FreeRun | None, declared: Precision | None) -> Verdict:
     """The verdict on tokens: a flip that the floor does not explain, or too many of those that it does, is a bug."""
     if found is None:
         return Verdict.SKIPPED

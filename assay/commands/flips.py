@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from assay.arms import Arms
+from assay.arms import WINDOW, Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
     NO_FLOOR,
@@ -23,9 +23,11 @@ from assay.commands.comparison import (
     flips_line,
     say_verdict,
 )
-from assay.judging import judge_flips
+from assay.judging import judge_flips, judge_free_run
 from assay.peers import PEERS
+from parity.divergence import TOP, statistics
 from parity.flips import EXPLAINED, Positions, account
+from parity.free_run import FreeRun
 from parity.verdict import Verdict, of_flips
 
 SHOWN = 20
@@ -42,19 +44,22 @@ def command(
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
+    free: Annotated[int, typer.Option(min=0, max=WINDOW, help="Tokens that the candidate also writes by itself.")] = 0,
     as_json: options.Json = False,
 ) -> None:
     """Predict from the oracle and the floor alone how probable each token's flip is; then look at the candidate.
 
     A text of any length is read in windows of 256 tokens. --engine may be llama.cpp, too (extra 'peers'), which is
-    given the ids and decodes. Exit code 0: every flip was predicted, and there are as many as expected; 8: not so;
-    10: no floor.
+    given the ids and decodes. With --free the candidate's own generation after the prompt is compared with what the
+    truth writes, too; after each difference it goes on from the truth's text. Exit code 0: every flip was predicted,
+    and there are as many as expected; 8: not so; 10: no floor.
     """
     if engine in PEERS:
         path = "decode"
     with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
                    taps=False) as (judged, sample, progress):  # fmt: skip
         positions = judge_flips(judged, sample, path, runs, progress)
+        written = judge_free_run(judged, sample, free, runs, progress) if free else None
     if positions is None:
         if as_json:
             typer.echo(json.dumps({"verdict": Verdict.UNCALIBRATED}))
@@ -63,14 +68,20 @@ def command(
         raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
     counted = account(positions)
     verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))
+    if written is not None and verdict.green and not (of_writing := of_flips(written, judged.declared(1))).green:
+        verdict = of_writing
     doubtful = in_doubt(judged, sample, positions)
     if as_json:
-        said = {"verdict": verdict, **counted._asdict(), "positions_in_doubt": doubtful,
+        said = {"verdict": verdict, **counted._asdict(), "statistics": statistics(positions.divergence),
+                "free_run": as_facts(judged, written) if written else None, "positions_in_doubt": doubtful,
                 "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
         show(doubtful)
         tables.line(flips_line(counted))
+        show_statistics(statistics(positions.divergence))
+        if written:
+            show_writing(as_facts(judged, written))
         say_verdict(verdict)
     raise typer.Exit(exit_code(verdict))
 
@@ -98,3 +109,35 @@ def show(doubtful: list[dict[str, Any]]) -> None:
         tables.columns(names, rows, right=("position", "margin", "noise", "probability"))
         tables.line(f"{len(doubtful):,} tokens in doubt, {len(rows)} shown")
         tables.line()
+
+
+def show_statistics(said: dict[str, Any]) -> None:
+    """The most telling of the figures of --kl-divergence; --json has all of them."""
+    line = (f"KL: median {said['kld_50']:.1e}, 99% {said['kld_99']:.1e}, largest {said['maximum_kld']:.1e}; "
+            f"{said[f'same_top_{TOP}']:.1%} of the top {TOP} shared")  # fmt: skip
+    if "rms_dp" in said:
+        line += f"; next token's probability off by {said['rms_dp']:.2%} rms"
+    tables.line(line)
+
+
+def as_facts(judged: Arms, written: FreeRun) -> dict[str, Any]:
+    """A generation beside the truth's, with the words that were exchanged."""
+    decode = judged.truth.tokenizer.decode
+    return {
+        "tokens": len(written.answer), "answer": decode(written.answer), "expected": written.expected,
+        "observed": written.observed, "p_value": written.p_value, "unexplained": len(written.unexplained),
+        "splits": [{**split._asdict(), "after": decode(written.answer[max(0, split.at - 6) : split.at]),
+                    "true": decode([split.true]), "found": None if split.found is None else decode([split.found])}
+                   for split in written.splits],
+    }  # fmt: skip
+
+
+def show_writing(said: dict[str, Any]) -> None:
+    """The splits of a generation, and their count."""
+    rows = [(str(split["at"]), repr(split["after"]), repr(split["true"]), repr(split["found"]),
+             f"{split['margin']:.4f}", f"{split['probability']:.3f}") for split in said["splits"]]  # fmt: skip
+    if rows:
+        names = ("answer's token", "after", "truth", "candidate", "margin", "probability")
+        tables.columns(names, rows, right=("answer's token", "margin", "probability"))
+    tables.line(f"writing by itself: parted from the truth at {said['observed']} of {said['tokens']} tokens, "
+                f"{said['expected']:.2f} expected (p = {said['p_value']:.3f}), {said['unexplained']} unexplained")

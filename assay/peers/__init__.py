@@ -74,15 +74,16 @@ class Peer:
     process_id: int
     load_s: float
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, *, keep: bool = False) -> dict[str, Any]:
-        """Greedy answers of exactly ``max_tokens`` ids to all prompts at once.
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, *, keep: bool = False,
+                 ends: bool = False) -> dict[str, Any]:  # fmt: skip
+        """Greedy answers of exactly ``max_tokens`` ids to all prompts at once; with ``ends``, up to an end token.
 
         Returns ``{"ids": one list a prompt, "prefill_tok_s", "decode_tok_s"}``, each the sum over the prompts divided
         by the longest time of any; ``decode_tok_s`` is None for one token, which comes with the prompt. ``keep``
         lets a prompt that was read in the last request stay read. Raises InputError if the peer fails.
         """
         body = {"prompt": [list(p) for p in prompts] if len(prompts) > 1 else list(prompts[0]),
-                "n_predict": max_tokens, "temperature": 0.0, "top_k": 1, "ignore_eos": True, "cache_prompt": keep,
+                "n_predict": max_tokens, "temperature": 0.0, "top_k": 1, "ignore_eos": not ends, "cache_prompt": keep,
                 "return_tokens": True}  # fmt: skip
         answer = self._ask(body)
         results = answer if isinstance(answer, list) else [answer]

@@ -46,6 +46,10 @@ class JudgedPeer:
         """As ``prefill`` of one token."""
         return self.prefill([token], cache)
 
+    def generate(self, ids: Sequence[int], n: int) -> list[int]:
+        """At most ``n`` greedy tokens after ``ids``, up to the first end token."""
+        return self.peer.generate([ids], n, keep=True, ends=True)["ids"][0]
+
     def fingerprint(self) -> dict[str, Any]:
         """What could make two runs of this engine differ."""
         return {"engine": self.peer.name, "arith": PEERS[self.peer.name].arith, "version": self.version}

@@ -35,6 +35,20 @@ def test_flips_of_a_text_longer_than_a_window() -> None:
     assert shown.code == 0 and "flipped" in shown.out
 
 
+def test_a_generation_that_takes_another_way_than_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The incident: every forward pass agrees, and what is written does not."""
+    said = assay("flips", TEXT, *ORACLE, "--free", "24", "--json").json
+    assert said["verdict"] == "DRIFT" and 0 < said["free_run"]["tokens"] <= 24 and said["free_run"]["unexplained"] == 0
+    assert said["statistics"]["mean_kld"] == said["kl_mean"] > 0
+    shown = assay("flips", TEXT, *ORACLE, "--free", "24")
+    assert shown.code == 0 and "writing by itself: parted from the truth at 0" in shown.out
+    monkeypatch.setattr("assay.judging.generation", lambda _: lambda ids, n: [198] * n)
+    assert assay("flips", TEXT, *ORACLE).code == 0
+    shown = assay("flips", TEXT, *ORACLE, "--free", "24")
+    assert shown.code == DIFFERENT and "BUG" in shown.out and repr("\n") in shown.out
+    assert assay("flips", TEXT, *ORACLE, "--free", "256").is_refusal(2)
+
+
 def test_forced_ids_need_no_tokenizer() -> None:
     said = assay("bisect", "--ids", "5,6,7,8", *ORACLE, "--json").json
     assert said["verdict"] == "DRIFT" and said["wrong"] == [] and said["candidate_forwards"] <= 6

@@ -10,8 +10,10 @@ from planted import IDS, Planted
 
 from assay.arms import Arms
 from parity import flips
-from parity.flips import Positions, account, block_bootstrap, flip_probability, poisson_binomial, student_tail
+from parity.divergence import TOP, Divergence, block_bootstrap, divergence, log_softmax, statistics
+from parity.flips import Positions, account, poisson_binomial
 from parity.precision import Precision
+from parity.prediction import flip_probability, moderated, student_tail
 from parity.verdict import Verdict, of_flips
 
 
@@ -50,21 +52,21 @@ def drawn(n: int, scale: float = 1.0, seed: int = 1) -> Positions:
     leads = rng.exponential(2.0, (n, 1))
     true_sigma = np.exp(rng.normal(-1, 0.5, (n, 1)))
     variances = np.square(true_sigma * rng.standard_normal((n, 4))).mean(1, keepdims=True)
-    sigmas, freedom = flips.moderated(variances, 4)
+    sigmas, freedom = moderated(variances, 4)
     moved = scale * true_sigma[:, 0] * rng.standard_normal(n)
     zeros = np.zeros(n)
     return Positions(zeros, leads[:, 0], sigmas[:, 0], flip_probability(leads, sigmas, freedom),
-                     leads[:, 0] + moved < 0, zeros, moved)  # fmt: skip
+                     leads[:, 0] + moved < 0, moved, Divergence(zeros, zeros, zeros, zeros))  # fmt: skip
 
 
 def test_variances_lend_one_another_what_they_have_in_common() -> None:
     draws = np.random.default_rng(0).standard_normal((4000, 4))
-    equal, freedom = flips.moderated(np.square(draws).mean(1, keepdims=True), 4)
+    equal, freedom = moderated(np.square(draws).mean(1, keepdims=True), 4)
     assert freedom == 64 and np.std(equal) < 0.03 and np.mean(equal) == pytest.approx(1, abs=0.02)
     spread = np.exp(np.linspace(-6, 6, 4000))[:, None]
-    _, freedom = flips.moderated(np.square(spread * draws).mean(1, keepdims=True), 4)
+    _, freedom = moderated(np.square(spread * draws).mean(1, keepdims=True), 4)
     assert freedom == 6
-    assert flips.moderated(np.zeros((3, 1)), 4)[1] == 4
+    assert moderated(np.zeros((3, 1)), 4)[1] == 4
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -98,17 +100,43 @@ def test_the_bootstrap_knows_that_neighbours_agree() -> None:
 def test_unnamed_tokens_are_one_outcome() -> None:
     rng = np.random.default_rng(0)
     exact, found = rng.standard_normal((70, 40)), rng.standard_normal((70, 40))
-    q = flips.log_softmax(found)
-    whole = flips.kl_divergence(exact, q)
-    np.testing.assert_allclose(whole, flips.kl_divergence(exact, found), rtol=1e-10)
+    q = log_softmax(found)
+    whole = divergence(exact, q).kl
+    np.testing.assert_allclose(whole, divergence(exact, found).kl, rtol=1e-10)
     only_one = np.where(np.arange(40) == 7, np.nan, q)
-    np.testing.assert_allclose(flips.kl_divergence(exact, only_one), whole, rtol=1e-9)
-    few = flips.kl_divergence(exact, np.where(np.arange(40) >= 7, np.nan, q))
-    p = np.exp(flips.log_softmax(exact))
+    np.testing.assert_allclose(divergence(exact, only_one).kl, whole, rtol=1e-9)
+    few = divergence(exact, np.where(np.arange(40) >= 7, np.nan, q)).kl
+    p = np.exp(log_softmax(exact))
     by_hand = (p[:, :7] * np.log(p[:, :7] / np.exp(q[:, :7]))).sum(1)
     by_hand += (rest := p[:, 7:].sum(1)) * np.log(rest / np.exp(q[:, 7:]).sum(1))
     np.testing.assert_allclose(few, by_hand, rtol=1e-9)
     assert (few < whole).all() and (few > 0).all()
+
+
+def test_the_figures_of_kl_divergence_against_the_definitions() -> None:
+    rng = np.random.default_rng(3)
+    exact, found = rng.standard_normal((70, 40)), rng.standard_normal((70, 40))
+    text = rng.integers(0, 40, 69).tolist()
+    shown = divergence(exact, found, text)
+    assert np.isnan(shown.true_next[-1]) and np.isnan(shown.found_next[-1])
+    p, q = log_softmax(exact), log_softmax(found)
+    said = statistics(shown)
+    in_p, in_q = (np.array([x[i, token] for i, token in enumerate(text)]) for x in (p, q))
+    assert said["ppl_truth"] == pytest.approx(np.exp(-in_p.mean())) and said["kld_50"] == np.median(shown.kl)
+    assert said["ln_ppl_ratio"] == pytest.approx(math.log(said["ppl_candidate"] / said["ppl_truth"]))  # type: ignore[operator]
+    assert said["rms_dp"] == pytest.approx(np.sqrt(np.mean((np.exp(in_q) - np.exp(in_p)) ** 2)))
+    best = [set(np.argsort(-x[7])[:TOP]) for x in (p, q)]
+    assert shown.shared_top[7] == len(best[0] & best[1]) / TOP
+    same = statistics(divergence(exact, exact, text))
+    assert same["maximum_kld"] == 0 and same[f"same_top_{TOP}"] == 1 and same["mean_dp"] == 0
+
+
+def test_a_next_token_that_was_not_named_is_not_counted() -> None:
+    exact = np.random.default_rng(0).standard_normal((2, 40))
+    named = np.where(np.arange(40) == 5, np.nan, log_softmax(exact))
+    shown = divergence(exact, named, [5, 6])
+    assert np.isnan(shown.found_next[0]) and shown.found_next[1] == shown.true_next[1]
+    assert "ppl_truth" in statistics(shown) and "ppl_truth" not in statistics(divergence(exact, named, [5]))
 
 
 def test_the_oracle_against_itself(judged: Arms, declared: Precision) -> None:
@@ -121,7 +149,7 @@ def test_the_oracle_against_itself(judged: Arms, declared: Precision) -> None:
 
 def test_reading_one_by_one_is_the_same_sample(judged: Arms, declared: Precision) -> None:
     whole, single = (flips.teacher_forced(judged.truth, judged.oracle, judged.candidate, IDS, declared, read=read,
-                                          n_vocab=len(judged.file.vocabulary)).kl
+                                          n_vocab=len(judged.file.vocabulary)).divergence.kl
                      for read in (flips.by_prefill, flips.by_decode))  # fmt: skip
     assert single.max() < 1e-10 and whole.max() < 1e-10
 

@@ -44,7 +44,7 @@ import reference
 from assay.engines import find
 from formats import open_model
 from formats.protocol import Tap
-from parity.flips import kl_divergence
+from parity.divergence import divergence
 from reference.attention import KVCache
 from reference.model import forward, logits, untapped
 
@@ -73,7 +73,7 @@ def drift(base: np.ndarray, other: np.ndarray) -> Drift:
     for at in range(0, len(base), ROWS):
         exact, drifted = (np.asarray(a[at : at + ROWS], np.float64) for a in (base, other))
         parts.append(Drift(
-            kl=kl_divergence(exact, drifted),
+            kl=divergence(exact, drifted).kl,
             flipped=exact.argmax(1) != drifted.argmax(1),
             margin=margins(exact),
             error=np.square(drifted - exact).sum(1),

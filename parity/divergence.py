@@ -1,0 +1,105 @@
+"""How far two distributions over the vocabulary are from one another, position by position.
+
+The figures are those of llama.cpp's ``llama-perplexity --kl-divergence``, under its names; errors of means come from a
+bootstrap over blocks, because neighbouring positions are not independent. They say how far a candidate is displaced,
+not whether that is rounding or a fault: that is what ``prediction.py`` is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+TOP = 10
+"""Likeliest tokens whose sets are compared."""
+QUANTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
+
+
+class Divergence(NamedTuple):
+    """Two distributions at each of some positions, arrays [n_positions]."""
+
+    kl: np.ndarray
+    """KL(truth || candidate), nats. Where a candidate names only some tokens, at least so much."""
+    true_next: np.ndarray
+    """The truth's log-probability of the token that follows in the text; NaN after the last."""
+    found_next: np.ndarray
+    """The candidate's; NaN where it did not name the token."""
+    shared_top: np.ndarray
+    """Share of the truth's TOP likeliest tokens that are among the candidate's."""
+
+
+def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = (), rows: int = 64) -> Divergence:
+    """Of logits [n, n_vocab], ``rows`` positions at a time; ``following``: the token after each, as far as known.
+
+    NaN in ``found`` is a token that an engine did not name; what it did name are log-probabilities then. All the
+    unnamed count as one outcome, which can only make the divergence smaller (data processing inequality).
+    """
+    parts = []
+    for at in range(0, len(exact), rows):
+        p, q = log_softmax(exact[at : at + rows]), np.asarray(found[at : at + rows], np.float64)
+        unnamed = np.isnan(q)
+        if not unnamed.any():
+            q = log_softmax(q)
+            kl = (np.exp(p) * (p - q)).sum(1)
+        else:
+            named = np.where(unnamed, 0.0, np.exp(p) * (p - q)).sum(1)
+            p_rest = np.where(unnamed, np.exp(p), 0.0).sum(1)
+            q_rest = np.maximum(1 - np.where(unnamed, 0.0, np.exp(q)).sum(1), np.finfo(np.float64).tiny)
+            kl = named + np.where(p_rest > 0, p_rest * np.log(np.maximum(p_rest, 1e-300) / q_rest), 0.0)
+        after = np.asarray(following[at : at + rows], np.intp)
+        true_next, found_next = (np.append(x[np.arange(len(after)), after], np.full(len(p) - len(after), np.nan))
+                                 for x in (p, q))  # fmt: skip
+        shared = [len(set(a) & set(b)) / TOP for a, b in zip(likeliest(p), likeliest(q), strict=True)]
+        parts.append(Divergence(kl, true_next, found_next, np.array(shared)))
+    return Divergence(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def likeliest(x: np.ndarray) -> list[list[int]]:
+    """The TOP largest of each row, in no order; unnamed tokens come last."""
+    return np.argpartition(-np.where(np.isnan(x), -np.inf, x), TOP, axis=1)[:, :TOP].tolist()
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """x_i - log Σ_j exp(x_j) over the last axis, in f64, shifted so that exp cannot overflow."""
+    x = x.astype(np.float64) - x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+
+def statistics(found: Divergence) -> dict[str, float | None]:
+    """The figures of ``--kl-divergence``: perplexities, KL and its quantiles, what became of the next token."""
+    known = ~(np.isnan(found.true_next) | np.isnan(found.found_next))
+    true_next, found_next = found.true_next[known], found.found_next[known]
+    said: dict[str, float | None] = {
+        "mean_kld": float(found.kl.mean()),
+        "mean_kld_error": block_bootstrap(found.kl),
+        "maximum_kld": float(found.kl.max()),
+        "minimum_kld": float(found.kl.min()),
+        f"same_top_{TOP}": float(found.shared_top.mean()),
+    }
+    said |= {f"kld_{q:g}": float(v) for q, v in zip(QUANTILES, np.percentile(found.kl, QUANTILES), strict=True)}
+    if not known.any():
+        return said
+    moved = np.exp(found_next) - np.exp(true_next)
+    ratio = float((true_next - found_next).mean())
+    said |= {
+        "ppl_truth": float(np.exp(-true_next.mean())),
+        "ppl_candidate": float(np.exp(-found_next.mean())),
+        "ln_ppl_ratio": ratio,
+        "ln_ppl_ratio_error": block_bootstrap(true_next - found_next),
+        "mean_dp": float(moved.mean()),
+        "mean_dp_error": block_bootstrap(moved),
+        "rms_dp": float(np.sqrt(np.square(moved).mean())),
+    }
+    return said | {f"dp_{q:g}": float(v) for q, v in zip(QUANTILES, np.percentile(moved, QUANTILES), strict=True)}
+
+
+def block_bootstrap(values: np.ndarray, block: int = 32, draws: int = 500, seed: int = 0) -> float:
+    """Standard error of the mean of neighbouring, hence dependent, values (Künsch, 1989)."""
+    block = min(block, math.ceil(len(values) / 8))  # of a short text, shorter blocks: one would have no spread
+    n_blocks = math.ceil(len(values) / block)
+    starts = np.random.default_rng(seed).integers(0, len(values) - block + 1, (draws, n_blocks))
+    index = (starts[..., None] + np.arange(block)).reshape(draws, -1)
+    return float(values[index].mean(1).std(ddof=1))

@@ -1,0 +1,64 @@
+"""A candidate's own generation: each difference is found, judged by what was predicted there, and gone past."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from parity.free_run import free_run
+from parity.precision import Precision
+from parity.prediction import Prediction
+from parity.verdict import Verdict, of_flips
+
+ANSWER = [5, 6, 7, 8, 9, 2]
+
+
+def predicted(*probabilities: float) -> Prediction:
+    n, p = len(ANSWER), np.array(probabilities or [0.0] * len(ANSWER))
+    return Prediction(np.zeros((n, 1)), np.zeros((n, 9), int), np.arange(1.0, n + 1)[:, None], np.ones((n, 1)), p)
+
+
+class Writer:
+    """Writes the answer, but other tokens after some lengths of text; remembers what it was asked."""
+
+    def __init__(self, others: dict[int, int | None]) -> None:
+        self.others, self.asked = others, []
+
+    def __call__(self, ids: Sequence[int], n: int) -> list[int]:
+        self.asked.append((list(ids), n))
+        written: list[int] = []
+        while len(written) < n:
+            at = len(ids) + len(written) - 2  # the prompt has two tokens
+            token = self.others.get(at, ANSWER[at])
+            if token is None:
+                break
+            written.append(token)
+        return written
+
+
+def test_a_right_writer_is_asked_once() -> None:
+    writer = Writer({})
+    found = free_run(writer, [1, 3], ANSWER, predicted())
+    assert found.observed == 0 and found.expected == 0 and writer.asked == [([1, 3], 6)]
+    assert of_flips(found, Precision("f32", {})) == Verdict.NOISE
+
+
+def test_after_a_difference_it_goes_on_from_the_truths_text() -> None:
+    writer = Writer({1: 40, 4: 41})
+    found = free_run(writer, [1, 3], ANSWER, predicted(0, 0.5, 0, 0, 1e-5, 0))
+    assert [(s.at, s.true, s.found, s.margin) for s in found.splits] == [(1, 6, 40, 2.0), (4, 9, 41, 5.0)]
+    assert writer.asked == [([1, 3], 6), ([1, 3, 5, 6], 4), ([1, 3, 5, 6, 7, 8, 9], 1)]
+    assert [s.at for s in found.unexplained] == [4] and of_flips(found, Precision("f32", {})) == Verdict.BUG
+
+
+def test_an_answer_that_ends_too_early_or_at_the_last_token_is_a_difference() -> None:
+    assert [(s.at, s.found) for s in free_run(Writer({3: None}), [1, 3], ANSWER, predicted()).splits] == [(3, None)]
+    assert [(s.at, s.found) for s in free_run(Writer({5: 77}), [1, 3], ANSWER, predicted()).splits] == [(5, 77)]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_as_many_as_predicted(count: int) -> None:
+    found = free_run(Writer(dict.fromkeys(range(count), 99)), [1, 3], ANSWER, predicted(*[0.5] * 6))
+    assert found.observed == count and found.expected == 3 and found.p_value == pytest.approx({0: 1 / 32, 3: 1}[count])
