@@ -13,12 +13,14 @@ from importlib.metadata import version
 from typing import Any
 
 from assay.engines import load
-from assay.peers import PEERS, running
+from assay.ground import Ground
+from assay.peers import PEERS, endpoint, running
 from assay.peers.judged import JudgedPeer
 from formats import InputError, ModelFile
 from formats.protocol import Prompt
 from parity.precision import Key, Precision, precision
 from parity.sample import Sample, check_same
+from reference.tokenizer import Tokenizer
 
 WINDOW = 256
 """Positions of a text that are judged together: 0.5B, 0.3 GB of true logits."""
@@ -28,11 +30,20 @@ MULTIPLIED = {"attn_norm": "attn_q", "attention": "attn_output", "ffn_norm": "ff
 
 @dataclass(frozen=True)
 class Arms:
-    """Three engines on one file."""
+    """Three engines on one file: truth and oracle, and what they know, are the ground; the third is judged."""
 
-    truth: Any
-    oracle: Any
+    ground: Ground
     candidate: Any
+
+    @property
+    def truth(self) -> Any:
+        """The oracle in f64."""
+        return self.ground.truth
+
+    @property
+    def oracle(self) -> Any:
+        """The oracle in f32."""
+        return self.ground.oracle
 
     @property
     def file(self) -> ModelFile:
@@ -51,49 +62,69 @@ class Arms:
         """
         if (text is None) == (ids is None):
             raise InputError("a comparison needs a prompt, or --ids", where="prompt", remedy="Give one of the two")
-        ours = self._read_by(self.truth, text, ids, chat)
+        ours = read_by(self.truth, text, ids, chat)
         if not isinstance(self.candidate, JudgedPeer):
-            check_same(ours, self._read_by(self.candidate, text, ids, chat))
+            check_same(ours, read_by(self.candidate, text, ids, chat))
         self.file.check_ids(ours.ids)
         return list(ours.ids)
 
-    def _read_by(self, engine: Any, text: str | None, ids: Sequence[int] | None, chat: bool) -> Sample:
-        if ids is not None:
-            return Sample(None, tuple(ids), engine.file.sha256)
-        prompt = engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text or "")
-        return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
+
+def read_by(engine: Any, text: str | None, ids: Sequence[int] | None, chat: bool) -> Sample:
+    """What an engine reads: ``ids`` as they are, or ``text``, which it renders and encodes by itself."""
+    if ids is not None:
+        return Sample(None, tuple(ids), engine.file.sha256)
+    prompt = engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text or "")
+    return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
+
+
+def is_served(engine: str) -> bool:
+    """Whether an engine answers as a server does: it is a peer, or the address of an endpoint."""
+    return engine in PEERS or endpoint.is_address(engine)
 
 
 @contextmanager
-def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | None, *, taps: bool) -> Iterator[Arms]:
-    """The arms for as long as the block lasts; ``engine`` may be a peer, too, where no ``taps`` are wanted."""
-    if engine not in PEERS:
+def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
+           endpoint_model: str | None = None) -> Iterator[Arms]:  # fmt: skip
+    """The arms for as long as the block lasts; ``engine`` may be a peer, too, where no ``taps`` are wanted.
+
+    Or it is the address of an endpoint, of which ``arith`` is declared; ``endpoint_model`` is the name asked for there.
+    """
+    if endpoint_model is not None and not endpoint.is_address(engine):
+        raise InputError("--engine is not the address of an endpoint", where="--endpoint-model", remedy="Leave it out")
+    if not is_served(engine):
         yield arms(file, engine, arith, cache_type)
         return
     if taps:
         raise InputError(f"{engine} shows no stages", where="--engine", remedy="'assay flips' judges it by its tokens")
+    if endpoint.is_address(engine):
+        if cache_type is not None:
+            raise InputError("an endpoint's cache is as it is", where="--cache-type", remedy="Leave it out")
+        tokenizer = Tokenizer(file.vocabulary)
+        candidate = endpoint.judged(engine, file, tokenizer.bytes_of, model=endpoint_model, arith=arith)
+        yield Arms(ground(file), candidate)
+        return
     if (arith, cache_type) != (None, None):
         raise InputError(f"{engine} computes as it does", where="--arith", remedy="Leave out --arith and --cache-type")
     version_of = PEERS[engine].packages[0]
     with running(engine, file.path, context=WINDOW + 8) as peer:
-        yield Arms(*oracles(file), JudgedPeer(peer, file, f"{version_of} {version(version_of)}"))
+        yield Arms(ground(file), JudgedPeer(peer, file, f"{version_of} {version(version_of)}"))
 
 
 def arms(file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None) -> Arms:
     """Load truth, oracle and a candidate of our own."""
-    truth, oracle = oracles(file)
+    under = ground(file)
     candidate = load(file, engine=engine, arith=arith, cache_type=cache_type)
     if engine == "reference" and candidate.arith.name != "ggml":
-        candidate.weights = truth.weights
-    return Arms(truth, oracle, candidate)
+        candidate.weights = under.truth.weights
+    return Arms(under, candidate)
 
 
-def oracles(file: ModelFile) -> tuple[Any, Any]:
+def ground(file: ModelFile) -> Ground:
     """Truth, in f64, and the oracle in f32; they share their decoded weights (4 bytes each, kept)."""
     truth = load(file, engine="reference", arith="f64", cache_weights=True)
     oracle = load(file, engine="reference", arith="f32")
     oracle.weights = truth.weights
-    return truth, oracle
+    return Ground(truth, oracle)
 
 
 def activation_blocks(file: ModelFile) -> dict[Key, int]:

@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from assay.commands import (
+    axes,
     bench,
     bisect,
     chat,
@@ -30,6 +31,7 @@ from assay.commands import (
     run,
     tensors,
     tokenize,
+    trace,
     validate,
 )
 from formats import AssayError
@@ -62,6 +64,8 @@ app.command("bench", epilog=EPILOG)(bench.command)
 app.command("parity", epilog=EPILOG)(parity.command)
 app.command("flips", epilog=EPILOG)(flips.command)
 app.command("bisect", epilog=EPILOG)(bisect.command)
+app.command("axes", epilog=EPILOG)(axes.command)
+app.command("trace", epilog=EPILOG)(trace.command)
 app.command("quantize", epilog=EPILOG)(quantize.command)
 
 

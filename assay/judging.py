@@ -13,13 +13,12 @@ from assay.arms import WINDOW, Arms
 from assay.peers.judged import JudgedPeer
 from formats import InputError, NumericError
 from formats.durable import Progress
-from formats.protocol import Engine
+from formats.protocol import Engine, Generation
 from parity import flips, stages
 from parity.bisect import Finding, bisect
 from parity.distance import distance
 from parity.free_run import FreeRun, Generate, free_run
 from parity.precision import Precision
-from parity.prediction import predict
 from parity.verdict import Verdict, of_stages
 
 PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
@@ -58,9 +57,9 @@ def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress:
         return None
     n = 5
     progress(0, n, "truth")
-    truth = stages.capture(arms.truth, ids)
+    truth = arms.ground.activations(ids)
     progress(1, n, "floor")
-    floor = stages.floor(arms.oracle, ids, truth, declared, runs=runs)
+    floor = arms.ground.floor(ids, declared, runs)
     reference = max(stages.over_floor(d, floor[key]) for key, d in stages.own(arms.oracle, ids, truth).items())
     progress(2, n, "candidate, stage by stage")
     finding = bisect(arms.candidate, ids, truth, floor)
@@ -86,16 +85,17 @@ def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: 
         declared = arms.declared(1 if path == "decode" else len(window))
         if declared is None:
             return None
-        part = flips.teacher_forced(arms.truth, arms.oracle, arms.candidate, window, declared, runs=runs,
-                                    n_vocab=len(arms.file.vocabulary), read=PATHS[path], seed=i * runs)  # fmt: skip
-        parts.append(part)
+        predicted = arms.ground.prediction(window, declared, runs, seed=i * runs)
+        found = PATHS[path](arms.candidate, window)[:, : len(arms.file.vocabulary)]
+        parts.append(flips.observe(predicted, found, window[1:]))
     return flips.joined(parts)
 
 
-def judge_free_run(arms: Arms, ids: Sequence[int], n: int, runs: int, progress: Progress) -> FreeRun | None:
+def judge_free_run(arms: Arms, ids: Sequence[int], n: int, runs: int, progress: Progress,
+                   write: Generate | None = None) -> FreeRun | None:  # fmt: skip
     """The candidate's own generation of ``n`` tokens after ``ids``; None where there is no declared arithmetic.
 
-    Raises InputError where prompt and answer are longer than a window.
+    ``write``: another way of its to generate. Raises InputError where prompt and answer are longer than a window.
     """
     if len(ids) + n > WINDOW:
         raise InputError(f"{len(ids)} tokens of prompt and {n} of answer", where="--free",
@@ -104,16 +104,19 @@ def judge_free_run(arms: Arms, ids: Sequence[int], n: int, runs: int, progress: 
     if declared is None:
         return None
     progress(0, 2, "the truth's answer")
-    answer = engines.generate(arms.truth, ids, max_tokens=n).ids
-    whole = [*ids, *answer[:-1]]
-    exact = arms.truth.forward(whole)[:, : len(arms.file.vocabulary)]
-    predicted = predict(exact, arms.oracle, whole, declared, runs=runs).of(slice(len(ids) - 1, None))
+    answer = arms.ground.answer(ids, n)
+    predicted = arms.ground.prediction([*ids, *answer[:-1]], declared, runs).of(slice(len(ids) - 1, None))
     progress(1, 2, "the candidate's")
-    return free_run(generation(arms.candidate), ids, answer, predicted)
+    return free_run(write or generation(arms.candidate), ids, answer, predicted)
 
 
 def generation(engine: Engine) -> Generate:
     """The function of an engine that ``assay run`` calls, or a peer's own."""
     if isinstance(engine, JudgedPeer):
         return engine.generate
-    return lambda ids, n: engines.generate(engine, ids, max_tokens=n).ids
+    return lambda ids, n: written(engines.generate(engine, ids, max_tokens=n))
+
+
+def written(one: Generation) -> tuple[list[int], list[float]]:
+    """What the judge wants to know of a generation: its tokens and their margins."""
+    return one.ids, one.margins

@@ -2,7 +2,7 @@
 
 A folder cannot be renamed onto another that is not empty. So with ``--force`` the old one first steps aside, under a
 name that ends in ``.unfinished`` as in ``formats/durable.py``: a process that is killed at that moment leaves no folder
-by the final name, never a mixture of two. And a folder is only ever replaced if it holds nothing but files that a model
+by the final name, never a mixture of two. And a folder is only ever replaced if it holds nothing but files that such a
 folder has: --force is not a licence to delete what somebody keeps beside a model.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,20 +24,30 @@ OF_A_MODEL = re.compile(
 )
 
 
-def demand_replaceable(folder: Path, *, force: bool) -> None:
-    """Raise InputError unless there is nothing by the name ``folder``, or an empty folder, or one to be replaced."""
+def demand_replaceable(folder: Path, *, force: bool, parts: re.Pattern[str] = OF_A_MODEL, of: str = "a model") -> None:
+    """Raise InputError unless there is nothing by the name ``folder``, or an empty folder, or one to be replaced.
+
+    ``parts`` matches the names of what may be in it: files by their path from the folder, folders with a ``/`` behind.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError("there is something by this name that is no folder", where=str(folder),
                          remedy="Give the name of a folder")  # fmt: skip
-    names = sorted(os.listdir(folder))
-    if names and not force:
+    if any(folder.iterdir()) and not force:
         raise InputError("the folder exists already and is not empty", where=str(folder),
                          remedy="Give another name, or --force to replace it")  # fmt: skip
-    if foreign := [name for name in names if not OF_A_MODEL.fullmatch(name) or not (folder / name).is_file()]:
-        raise InputError(f"the folder holds {foreign[0]!a}, which is no part of a model, and would be deleted",
+    if foreign := next((name for name in _inside(folder) if not parts.fullmatch(name)), None):
+        raise InputError(f"the folder holds {foreign!a}, which is no part of {of}, and would be deleted",
                          where=str(folder), remedy="Give another name")  # fmt: skip
+
+
+def _inside(folder: Path) -> Iterator[str]:
+    """The path of everything in a folder: ``name`` of a regular file, ``name/`` of anything else."""
+    for parent, folders, files in os.walk(folder):
+        for name in sorted([*files, *folders]):
+            path = Path(parent, name)
+            yield path.relative_to(folder).as_posix() + ("" if path.is_file() else "/")
 
 
 def place_folder(temporary: Path, final: Path) -> None:

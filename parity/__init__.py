@@ -11,5 +11,7 @@ It is handed engines (``formats.protocol.Engine``) and knows none of them, so an
     free_run.py     the candidate's own generation beside the truth's, going on after each difference
     divergence.py   how far two distributions are from one another: the figures of --kl-divergence
     bisect.py       the first stage whose own computation is wrong, and the proof by transplant
+    dump.py         a folder of one forward pass's stages, read; recorder.py writes it, aprt.py has the APR tools' files
+    transplant.py   what such a folder alone says: the oracle is fed with it, stage by stage
     verdict.py      what all this amounts to, and the exit code
 """

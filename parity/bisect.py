@@ -44,6 +44,8 @@ class Finding:
     """Every stage whose own error is beyond the floor, in order."""
     logits_restored: float | None
     """Relative L2 distance of the logits with the truth transplanted at every wrong stage; None where nothing was."""
+    forwards: int = 0
+    """Candidate runs that it took; none where a dump was judged."""
 
     @property
     def site(self) -> Key | None:
@@ -57,13 +59,9 @@ class Finding:
 
     @property
     def logits_before(self) -> float:
-        """Relative L2 distance of the candidate's logits to the truth; infinite if they are no numbers."""
-        return self.inherited["logits", None].relative_l2
-
-    @property
-    def forwards(self) -> int:
-        """Candidate runs that it took."""
-        return 3 if self.wrong else 2
+        """Relative L2 distance of the candidate's logits to the truth; infinite if no numbers, NaN if not dumped."""
+        found = self.inherited.get(("logits", None))
+        return found.relative_l2 if found else float("nan")
 
 
 def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], limits: Floor,
@@ -80,7 +78,7 @@ def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray
         return truth[stage, layer].astype(activation.dtype) if (stage, layer) in wrong else activation
 
     restored = _logits_distance(candidate, ids, truth["logits", None], transplant) if wrong else None
-    return Finding(ordinary, alone, ratios, wrong, restored)
+    return Finding(ordinary, alone, ratios, wrong, restored, forwards=3 if wrong else 2)
 
 
 def _logits_distance(engine: Engine, ids: Sequence[int], expected: np.ndarray, tap: Tap) -> float:

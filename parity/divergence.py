@@ -15,6 +15,9 @@ import numpy as np
 
 TOP = 10
 """Likeliest tokens whose sets are compared."""
+LEAK = 1e-5
+"""Probability added to what an engine did not name: what it named, rounded to f32, may add up to all there is, or more.
+More for the unnamed can only make a divergence smaller: it stays a lower bound."""
 QUANTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 
@@ -28,7 +31,7 @@ class Divergence(NamedTuple):
     found_next: np.ndarray
     """The candidate's; NaN where it did not name the token."""
     shared_top: np.ndarray
-    """Share of the truth's TOP likeliest tokens that are among the candidate's."""
+    """Share of the truth's TOP likeliest tokens that are among the candidate's; NaN where it named fewer than TOP."""
 
 
 def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = (), rows: int = 64) -> Divergence:
@@ -47,13 +50,14 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
         else:
             named = np.where(unnamed, 0.0, np.exp(p) * (p - q)).sum(1)
             p_rest = np.where(unnamed, np.exp(p), 0.0).sum(1)
-            q_rest = np.maximum(1 - np.where(unnamed, 0.0, np.exp(q)).sum(1), np.finfo(np.float64).tiny)
+            q_rest = np.maximum(1 - np.where(unnamed, 0.0, np.exp(q)).sum(1), 0.0) + LEAK
             kl = named + np.where(p_rest > 0, p_rest * np.log(np.maximum(p_rest, 1e-300) / q_rest), 0.0)
         after = np.asarray(following[at : at + rows], np.intp)
         true_next, found_next = (np.append(x[np.arange(len(after)), after], np.full(len(p) - len(after), np.nan))
                                  for x in (p, q))  # fmt: skip
-        shared = [len(set(a) & set(b)) / TOP for a, b in zip(likeliest(p), likeliest(q), strict=True)]
-        parts.append(Divergence(kl, true_next, found_next, np.array(shared)))
+        shared = np.array([len(set(a) & set(b)) / TOP for a, b in zip(likeliest(p), likeliest(q), strict=True)])
+        shared[(~unnamed).sum(1) < TOP] = np.nan
+        parts.append(Divergence(kl, true_next, found_next, shared))
     return Divergence(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -69,25 +73,28 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def statistics(found: Divergence) -> dict[str, float | None]:
-    """The figures of ``--kl-divergence``: perplexities, KL and its quantiles, what became of the next token."""
-    known = ~(np.isnan(found.true_next) | np.isnan(found.found_next))
-    true_next, found_next = found.true_next[known], found.found_next[known]
+    """The figures of ``--kl-divergence``: perplexities, KL and its quantiles, what became of the next token.
+
+    Those of the next token are left out where a candidate did not name it everywhere: a mean over the positions at
+    which it did would flatter it.
+    """
     said: dict[str, float | None] = {
         "mean_kld": float(found.kl.mean()),
         "mean_kld_error": block_bootstrap(found.kl),
         "maximum_kld": float(found.kl.max()),
         "minimum_kld": float(found.kl.min()),
-        f"same_top_{TOP}": float(found.shared_top.mean()),
+        f"same_top_{TOP}": None if np.isnan(found.shared_top).any() else float(found.shared_top.mean()),
     }
     said |= {f"kld_{q:g}": float(v) for q, v in zip(QUANTILES, np.percentile(found.kl, QUANTILES), strict=True)}
-    if not known.any():
+    known = ~np.isnan(found.true_next)
+    true_next, found_next = found.true_next[known], found.found_next[known]
+    if not known.any() or np.isnan(found_next).any():
         return said
     moved = np.exp(found_next) - np.exp(true_next)
-    ratio = float((true_next - found_next).mean())
     said |= {
         "ppl_truth": float(np.exp(-true_next.mean())),
         "ppl_candidate": float(np.exp(-found_next.mean())),
-        "ln_ppl_ratio": ratio,
+        "ln_ppl_ratio": float((true_next - found_next).mean()),
         "ln_ppl_ratio_error": block_bootstrap(true_next - found_next),
         "mean_dp": float(moved.mean()),
         "mean_dp_error": block_bootstrap(moved),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.protocol import Engine
+from parity.distance import over
 from parity.divergence import Divergence, block_bootstrap, divergence
 from parity.precision import Precision
 from parity.prediction import Prediction, lead, predict
@@ -57,6 +58,16 @@ def by_decode(engine: Engine, ids: Sequence[int]) -> np.ndarray:
     cache, rows = None, []
     for token in ids:
         logits, cache = engine.prefill([token], cache)
+        rows.append(np.array(logits))
+    return np.stack(rows)
+
+
+def by_prefill_then_decode(engine: Engine, ids: Sequence[int], n: int) -> np.ndarray:
+    """Logits [n, n_vocab] of the last ``n`` positions: what is before is read as a prompt is, the rest decoded."""
+    logits, cache = engine.prefill(ids[: len(ids) - n + 1])
+    rows = [np.array(logits)]
+    for token in ids[len(ids) - n + 1 :]:
+        logits, cache = engine.decode(token, cache)
         rows.append(np.array(logits))
     return np.stack(rows)
 
@@ -106,6 +117,14 @@ def count_p_value(probabilities: np.ndarray, observed: int) -> float:
     return float(min(1.0, mass[mass <= likely * (1 + 1e-9)].sum()))
 
 
+def noise_ratio(moved: np.ndarray, sigma: np.ndarray) -> float:
+    """Root mean square of moved / sigma, where a candidate named both tokens; NaN where it did so nowhere."""
+    named = ~np.isnan(moved)
+    if not named.any():
+        return float("nan")
+    return float(np.sqrt(np.square(over(moved[named], sigma[named])).mean()))
+
+
 class Account(NamedTuple):
     """Flips expected and observed."""
 
@@ -116,6 +135,9 @@ class Account(NamedTuple):
     """Probability, were the prediction right, of a count at least as improbable as this one."""
     unexplained: tuple[int, ...]
     """Positions that flipped although the floor gave that less than EXPLAINED."""
+    noise: float
+    """Root mean square of how far the candidate moved the first lead, in units of what the floor predicts: 1 is as
+    declared. Where no token flips it still shows an error that is too large; NaN where an engine names too little."""
     top1: float
     kl_mean: float
     kl_error: float
@@ -132,6 +154,7 @@ def account(positions: Positions) -> Account:
         observed=observed,
         p_value=count_p_value(p, observed),
         unexplained=tuple(np.flatnonzero(flipped & (p < EXPLAINED)).tolist()),
+        noise=noise_ratio(positions.moved, positions.sigma),
         top1=float(1 - flipped.mean()),
         kl_mean=float(positions.divergence.kl.mean()),
         kl_error=block_bootstrap(positions.divergence.kl),

@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from parity.flips import EXPLAINED, count_p_value
+import numpy as np
+
+from parity.flips import EXPLAINED, count_p_value, noise_ratio
 from parity.prediction import Prediction
 from parity.sample import first_difference
 
-Generate = Callable[[Sequence[int], int], Sequence[int]]
-"""``generate(ids, n)``: at most ``n`` greedy tokens after ``ids``, fewer if an end token came."""
+Generate = Callable[[Sequence[int], int], tuple[Sequence[int], Sequence[float]]]
+"""``generate(ids, n)``: at most ``n`` greedy tokens after ``ids``, fewer if an end token came; and the margin of each,
+top-1 minus top-2 of the logits. Without margins (an empty list) an error that changes no token is not seen."""
 
 
 class Split(NamedTuple):
@@ -43,6 +46,9 @@ class FreeRun(NamedTuple):
     p_value: float
     """Probability, were the prediction right, of a count at least as improbable as this one."""
 
+    noise: float
+    """Root mean square of how far the margins moved, in units of what the floor predicts; NaN without margins."""
+
     @property
     def observed(self) -> int:
         """Splits that were seen."""
@@ -57,14 +63,19 @@ class FreeRun(NamedTuple):
 def free_run(generate: Generate, prompt: Sequence[int], answer: Sequence[int], predicted: Prediction) -> FreeRun:
     """Let a candidate write ``answer``; ``predicted``: of the positions that each of its tokens comes from."""
     splits, at = [], 0
+    moved = np.full(len(answer), np.nan)
     while at < len(answer):
-        found = list(generate([*prompt, *answer[:at]], len(answer) - at))
-        if found == list(answer[at:]):
-            break
-        same = first_difference(found, answer[at:])
+        found, margins = generate([*prompt, *answer[:at]], len(answer) - at)
+        same = len(answer) - at
+        if list(found) != list(answer[at:]):
+            same = first_difference(found, answer[at:])
+        said = np.asarray(margins[:same])
+        moved[at : at + len(said)] = said - predicted.leads[at : at + len(said), 0]
         at += same
-        splits.append(Split(at, answer[at], found[same] if same < len(found) else None,
-                            float(predicted.leads[at, 0]), float(predicted.probability[at])))  # fmt: skip
-        at += 1
+        if at < len(answer):
+            splits.append(Split(at, answer[at], found[same] if same < len(found) else None,
+                                float(predicted.leads[at, 0]), float(predicted.probability[at])))  # fmt: skip
+            at += 1
     return FreeRun(tuple(answer), tuple(splits), float(predicted.probability.sum()),
-                   count_p_value(predicted.probability, len(splits)))  # fmt: skip
+                   count_p_value(predicted.probability, len(splits)),
+                   noise_ratio(moved, predicted.sigmas[:, 0]))  # fmt: skip

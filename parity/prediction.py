@@ -11,17 +11,26 @@ p_i = 1 - Π_j (1 - p_ij). Without what is lent, 4 runs predict a sixth too many
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from parity.precision import Precision, Tapped
+from parity.precision import Precision, Tapped, each_run
 
 RIVALS = 8
 """Tokens after the first that may take its place."""
 MOST_LENT = 60
 """Degrees of freedom that positions lend one another at most: more make no difference to a tail."""
+
+
+Kept = Callable[[Callable[[], np.ndarray]], np.ndarray]
+"""Given how to compute an array, the array: computed, or as it was computed before."""
+
+
+def anew(compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Nothing was kept."""
+    return compute()
 
 
 class Prediction(NamedTuple):
@@ -43,21 +52,24 @@ class Prediction(NamedTuple):
         return Prediction(*(array[some] for array in self))
 
 
-def predict(exact: np.ndarray, oracle: Tapped, ids: Sequence[int], declared: Precision, *, runs: int = 4,
-            seed: int = 0) -> Prediction:  # fmt: skip
+def predict(exact: np.ndarray, oracle: Tapped, ids: Sequence[int], declared: Precision, *, runs: int = 4, seed: int = 0,
+            kept: Kept = anew) -> Prediction:  # fmt: skip
     """The prediction for every position of ``ids``, whose true logits are ``exact`` [n_tokens, n_vocab].
 
-    ``runs`` (even) perturbed runs of ``oracle`` make the floor.
+    ``runs`` (even) perturbed runs of ``oracle`` make the floor, unless ``kept`` knows it from an earlier day.
     """
     exact = np.asarray(exact, np.float64)
     ranked = np.argpartition(-exact, RIVALS, axis=1)[:, : RIVALS + 1]
     ranked = np.take_along_axis(ranked, np.argsort(-np.take_along_axis(exact, ranked, 1), axis=1, kind="stable"), 1)
     leads = lead(exact, ranked)
-    squares = np.zeros_like(leads)
-    for run in range(runs):
-        noisy = declared.noisy(oracle, seed + run).forward(ids, declared.noise(seed + run))
-        squares += np.square(lead(noisy, ranked) - leads)
-    sigmas, freedom = moderated(squares / runs, runs)
+
+    def variances() -> np.ndarray:
+        def moved(run: int) -> np.ndarray:
+            return np.square(lead(declared.noisy(oracle, run).forward(ids, declared.noise(run)), ranked) - leads)
+
+        return sum(each_run(moved, range(seed, seed + runs)), np.zeros_like(leads)) / runs
+
+    sigmas, freedom = moderated(kept(variances), runs)
     return Prediction(exact, ranked, leads, sigmas, flip_probability(leads, sigmas, freedom))
 
 

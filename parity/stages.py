@@ -22,7 +22,7 @@ import numpy as np
 from formats import NumericError
 from formats.protocol import Tap
 from parity.distance import Distance, distance
-from parity.precision import Key, Precision, Tapped
+from parity.precision import Key, Precision, Tapped, each_run
 from parity.sample import check_shapes
 
 Activations = dict[Key, np.ndarray]
@@ -86,7 +86,11 @@ Floor = dict[Key, Mapping[str, float]]
 def floor(oracle: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
           runs: int = 4) -> Floor:  # fmt: skip
     """The largest of each measure of a stage's own error that ``runs`` perturbed runs of the oracle showed."""
-    every = [own(declared.noisy(oracle, seed), ids, truth, declared.noise(seed)) for seed in range(runs)]
+
+    def perturbed(seed: int) -> Distances:
+        return own(declared.noisy(oracle, seed), ids, truth, declared.noise(seed))
+
+    every = each_run(perturbed, range(runs))
     return {key: {m: max(getattr(one[key], m) for one in every) for m in MEASURES} for key in truth}
 
 

@@ -58,13 +58,14 @@ def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = Fal
 
 
 def of_flips(found: Account | FreeRun | None, declared: Precision | None) -> Verdict:
-    """The verdict on tokens: a flip that the floor does not explain, or too many of those that it does, is a bug."""
+    """The verdict on tokens: a bug is a flip that the floor does not explain, too many of those that it does, or leads
+    that moved by more than ``SLACK`` floors, whether or not a token flipped for it."""
     if found is None:
         return Verdict.SKIPPED
     if declared is None:
         return Verdict.UNCALIBRATED
     too_many = found.p_value < SIGNIFICANT and found.observed > found.expected
-    if found.unexplained or too_many:
+    if found.unexplained or too_many or found.noise > SLACK:
         return Verdict.BUG
     return _of_rounding(declared)
 

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import typer
 
+from assay.arms import Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
     NO_FLOOR,
     QUICK,
     Chat,
+    Force,
     Ids,
+    Junit,
     PathThrough,
     Prompt,
     PromptFile,
     Runs,
     comparing,
+    demand_all_free,
     exit_code,
     say_verdict,
+    write_junit,
 )
-from assay.judging import judge_stages
+from assay.judging import StageReport, judge_stages
+from formats import InputError
+from formats.durable import replacing
+from parity import stages
+from parity.junit import stage_cases
+from parity.minify import alone, repro_of, worst
 from parity.verdict import Verdict
 
 
@@ -35,17 +48,29 @@ def command(
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
+    minify: Annotated[
+        Path | None, typer.Option(help="Write a short NumPy script (.py), and its arrays, that shows the wrong number.")
+    ] = None,
+    junit: Junit = None,
+    force: Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Find every stage that is wrong by itself, and prove it by transplanting the truth there.
 
-    Exit codes as for 'assay parity'.
+    With --minify FILE.py the first of them comes as a script of its own, which needs NumPy and the FILE.npz that is
+    written beside it. Exit codes as for 'assay parity'.
     """
+    if minify is not None and minify.suffix != ".py":
+        raise InputError(f"{minify.name!r} is no name for a script", where="--minify", remedy="Let it end in .py")
+    demand_all_free(minify, arrays_of(minify), junit, force=force)
     with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
                    default=QUICK) as (judged, sample, progress):  # fmt: skip
         found = judge_stages(judged, sample, path, runs, progress)
+        shown = minify is not None and found is not None and write_repro(minify, judged, found, force=force)
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None
+    cases = stage_cases(finding, found.floor if found else {}, verdict)
+    write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
         wrong = [] if not finding else [
             {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.own[key]._asdict()}
@@ -53,7 +78,8 @@ def command(
         ]  # fmt: skip
         said = {"verdict": verdict, "wrong": wrong, "candidate_forwards": finding.forwards if finding else 0,
                 "logits_before": finding.logits_before if finding else None,
-                "logits_restored": finding.logits_restored if finding else None}  # fmt: skip
+                "logits_restored": finding.logits_restored if finding else None,
+                "minified": str(minify) if shown else None}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     elif finding is None:
         say_verdict(verdict, NO_FLOOR)
@@ -68,4 +94,28 @@ def command(
         tables.line()
         tables.line(f"logits {finding.logits_before:.2e} from the truth; with the truth transplanted there "
                     f"{finding.logits_restored:.2e}")  # fmt: skip
+    if minify is not None and not as_json:
+        tables.line(f"wrote {minify} and {arrays_of(minify)}: run the script" if shown else
+                    f"no stage is known to be wrong, so {minify} was not written")  # fmt: skip
     raise typer.Exit(exit_code(verdict))
+
+
+def arrays_of(script: Path | None) -> Path | None:
+    """Where the arrays of a script are."""
+    return None if script is None else script.with_suffix(".npz")
+
+
+def write_repro(script: Path, judged: Arms, found: StageReport, *, force: bool) -> bool:
+    """Write the script that shows the first wrong stage, and its arrays; False, and nothing, if there is none."""
+    site = found.finding.site
+    if site is None:
+        return False
+    truth = stages.capture(judged.truth, found.ids)
+    fault = worst(site, alone(judged.candidate, found.ids, truth, site), truth[site], found.floor[site])
+    fingerprint = judged.candidate.fingerprint()
+    origin = f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}"
+    repro = repro_of(judged.file, found.ids, truth, fault, origin)
+    with replacing(script.with_suffix(".npz"), force=force) as arrays, replacing(script, force=force) as text:
+        np.savez(arrays, **repro.arrays)  # pyright: ignore[reportArgumentType]
+        text.write(repro.script.encode())
+    return True

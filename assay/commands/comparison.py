@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +17,10 @@ from assay.commands.run import parse_ids, prompt_text
 from assay.judging import PATHS
 from assay.progress import bar
 from formats import InputError
-from formats.durable import Progress
+from formats.durable import Progress, demand_free, replacing
 from formats.errors import DIFFERENT, UNDECIDED
 from parity.flips import Account
+from parity.junit import Case, junit
 from parity.verdict import Verdict
 
 Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
@@ -26,15 +29,19 @@ Ids = Annotated[str | None, typer.Option(help="Token ids instead of text, forced
 Chat = Annotated[bool, typer.Option("--chat", help="Each side wraps the prompt in the chat template by itself.")]
 PathThrough = Annotated[str, typer.Option("--path", help="How the candidate reads: prefill (all at once) or decode.")]
 Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle that make the floor; even.")]
+Junit = Annotated[Path | None, typer.Option(help="Write a file of test results, JUnit XML, for a CI server.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the files that are there.")]
 QUICK = "def fib(n):\n    if n < 2:\n        return n\n    return"
 """What is read where nothing is given."""
 NO_FLOOR = ": the engine does not say how it computes, so there is no floor"
+DECLARE = "; declare it with --arith ggml or f32"
+"""What to do where that engine is an endpoint."""
 
 
 @contextmanager
 def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, chat: bool, path: str, model: str,
-              engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
-              default: str | None = None) -> Iterator[tuple[Arms, list[int], Progress]]:  # fmt: skip
+              engine: str, arith: str | None, cache_type: str | None, *, taps: bool, default: str | None = None,
+              endpoint_model: str | None = None) -> Iterator[tuple[Arms, list[int], Progress]]:  # fmt: skip
     """The arms, the ids that both sides read, and a progress bar. Options that make no sense are refused first.
 
     Raises InputError for those, SampleError where the two sides do not come to the same ids.
@@ -47,7 +54,9 @@ def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, cha
     if chat and ids is not None:
         raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
     forced = None if ids is None else parse_ids(ids)
-    with opened(options.open_file(model), engine, arith, cache_type, taps=taps) as judged, bar() as progress:
+    file = options.open_file(model)
+    with (opened(file, engine, arith, cache_type, taps=taps, endpoint_model=endpoint_model) as judged,
+          bar() as progress):  # fmt: skip
         yield judged, judged.sample(text if forced is None else None, forced, chat), progress
 
 
@@ -58,6 +67,14 @@ def exit_code(verdict: Verdict) -> int:
     return DIFFERENT if verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT) else UNDECIDED
 
 
+def caveat(fingerprint: dict[str, Any]) -> str | None:
+    """What the verdict on an engine takes on trust; None where nothing: the weights are those of the file."""
+    if fingerprint.get("weights") != "unknown":
+        return None
+    return (f"not verified: {fingerprint['engine']} serves {fingerprint['version']!r}; that it has the file's weights "
+            f"and computes in {fingerprint['arith']} is as you declare it")  # fmt: skip
+
+
 def say_verdict(verdict: Verdict, reason: str = "") -> None:
     """The verdict in its colour, and what follows it."""
     tables.line((verdict, "green" if verdict.green else "bold red"), reason)
@@ -66,5 +83,38 @@ def say_verdict(verdict: Verdict, reason: str = "") -> None:
 def flips_line(counted: Account) -> str:
     """The flips in one line."""
     return (f"{counted.observed} of {counted.positions:,} tokens flipped, {counted.expected:.2f} expected "
-            f"(p = {counted.p_value:.3f}), {len(counted.unexplained)} unexplained; KL {counted.kl_mean:.2e} "
-            f"± {counted.kl_error:.0e} nats, top-1 {counted.top1:.2%}")  # fmt: skip
+            f"(p = {counted.p_value:.3f}), {len(counted.unexplained)} unexplained; leads moved {counted.noise:.2g} "
+            f"times the predicted noise; KL {counted.kl_mean:.2e} ± {counted.kl_error:.0e} nats, "
+            f"top-1 {counted.top1:.2%}")  # fmt: skip
+
+
+def demand_all_free(*paths: Path | None, force: bool) -> None:
+    """Raise InputError, before any work is done, if a file that is to be written is there already and not ``force``."""
+    for path in paths:
+        if path is not None:
+            demand_free(path, force=force)
+
+
+def as_typed() -> str:
+    """The command line."""
+    return "assay " + shlex.join(sys.argv[1:])
+
+
+def write_junit(path: Path | None, cases: Sequence[Case], judged: Arms, verdict: Verdict, *, force: bool) -> None:
+    """The file of ``--junit``, if it is wanted: the cases, and what they are about."""
+    if path is None:
+        return
+    fingerprints = {f"{arm}.{key}": str(value) for arm in ("candidate", "oracle", "truth")
+                    for key, value in getattr(judged, arm).fingerprint().items()}  # fmt: skip
+    properties = {"command": as_typed(), "verdict": verdict, "model": str(judged.file.path),
+                  "model.sha256": judged.file.sha256, **fingerprints}  # fmt: skip
+    with replacing(path, force=force) as file:
+        file.write(junit(f"assay {sys.argv[1]}", cases, properties))
+
+
+def flips_of(counted: Account | None) -> str:
+    """The flips in one line with the positions that nothing explains; empty where none were counted."""
+    if counted is None:
+        return ""
+    at = f"; unexplained at positions {', '.join(map(str, counted.unexplained))}" if counted.unexplained else ""
+    return flips_line(counted) + at

@@ -8,26 +8,34 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from assay.arms import WINDOW, Arms
+from assay.arms import WINDOW, Arms, is_served
 from assay.commands import options, tables
 from assay.commands.comparison import (
+    DECLARE,
     NO_FLOOR,
     Chat,
+    Force,
     Ids,
+    Junit,
     PathThrough,
     Prompt,
     PromptFile,
     Runs,
+    caveat,
     comparing,
+    demand_all_free,
     exit_code,
     flips_line,
+    flips_of,
     say_verdict,
+    write_junit,
 )
 from assay.judging import judge_flips, judge_free_run
-from assay.peers import PEERS
+from assay.peers.endpoint import is_address
 from parity.divergence import TOP, statistics
 from parity.flips import EXPLAINED, Positions, account
 from parity.free_run import FreeRun
+from parity.junit import token_case
 from parity.verdict import Verdict, of_flips
 
 SHOWN = 20
@@ -45,34 +53,47 @@ def command(
     path: PathThrough = "prefill",
     runs: Runs = 4,
     free: Annotated[int, typer.Option(min=0, max=WINDOW, help="Tokens that the candidate also writes by itself.")] = 0,
+    endpoint_model: Annotated[str | None, typer.Option(help="The model to ask an endpoint for; the only one.")] = None,
+    junit: Junit = None,
+    force: Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Predict from the oracle and the floor alone how probable each token's flip is; then look at the candidate.
 
     A text of any length is read in windows of 256 tokens. --engine may be llama.cpp, too (extra 'peers'), which is
-    given the ids and decodes. With --free the candidate's own generation after the prompt is compared with what the
+    given the ids and decodes; or the address of an OpenAI-compatible endpoint that names log-probabilities, as
+    http://127.0.0.1:8000/v1 (its key: environment variable ASSAY_API_KEY), of which --arith declares ggml or f32: what
+    cannot be seen from outside. With --free the candidate's own generation after the prompt is compared with what the
     truth writes, too; after each difference it goes on from the truth's text. Exit code 0: every flip was predicted,
     and there are as many as expected; 8: not so; 10: no floor.
     """
-    if engine in PEERS:
+    demand_all_free(junit, force=force)
+    if is_served(engine):
         path = "decode"
     with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
-                   taps=False) as (judged, sample, progress):  # fmt: skip
+                   taps=False, endpoint_model=endpoint_model) as (judged, sample, progress):  # fmt: skip
         positions = judge_flips(judged, sample, path, runs, progress)
         written = judge_free_run(judged, sample, free, runs, progress) if free else None
     if positions is None:
+        write_junit(junit, [token_case(Verdict.UNCALIBRATED, "")], judged, Verdict.UNCALIBRATED, force=force)
         if as_json:
             typer.echo(json.dumps({"verdict": Verdict.UNCALIBRATED}))
         else:
-            say_verdict(Verdict.UNCALIBRATED, NO_FLOOR)
+            say_verdict(Verdict.UNCALIBRATED, NO_FLOOR + (DECLARE if is_address(engine) else ""))
         raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
     counted = account(positions)
     verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))
-    if written is not None and verdict.green and not (of_writing := of_flips(written, judged.declared(1))).green:
-        verdict = of_writing
+    cases = [token_case(verdict, flips_of(counted))]
+    if written is not None:
+        of_writing = of_flips(written, judged.declared(1))
+        cases.append(token_case(of_writing, writing_line(as_facts(judged, written)), "writing by itself"))
+        if verdict.green and not of_writing.green:
+            verdict = of_writing
+    write_junit(junit, cases, judged, verdict, force=force)
     doubtful = in_doubt(judged, sample, positions)
     if as_json:
-        said = {"verdict": verdict, **counted._asdict(), "statistics": statistics(positions.divergence),
+        said = {"verdict": verdict, "candidate": judged.candidate.fingerprint(), **counted._asdict(),
+                "statistics": statistics(positions.divergence),
                 "free_run": as_facts(judged, written) if written else None, "positions_in_doubt": doubtful,
                 "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
@@ -82,6 +103,8 @@ def command(
         show_statistics(statistics(positions.divergence))
         if written:
             show_writing(as_facts(judged, written))
+        if taken_on_trust := caveat(judged.candidate.fingerprint()):
+            tables.line(taken_on_trust)
         say_verdict(verdict)
     raise typer.Exit(exit_code(verdict))
 
@@ -113,8 +136,9 @@ def show(doubtful: list[dict[str, Any]]) -> None:
 
 def show_statistics(said: dict[str, Any]) -> None:
     """The most telling of the figures of --kl-divergence; --json has all of them."""
-    line = (f"KL: median {said['kld_50']:.1e}, 99% {said['kld_99']:.1e}, largest {said['maximum_kld']:.1e}; "
-            f"{said[f'same_top_{TOP}']:.1%} of the top {TOP} shared")  # fmt: skip
+    line = f"KL: median {said['kld_50']:.1e}, 99% {said['kld_99']:.1e}, largest {said['maximum_kld']:.1e}"
+    if said[f"same_top_{TOP}"] is not None:
+        line += f"; {said[f'same_top_{TOP}']:.1%} of the top {TOP} shared"
     if "rms_dp" in said:
         line += f"; next token's probability off by {said['rms_dp']:.2%} rms"
     tables.line(line)
@@ -125,7 +149,8 @@ def as_facts(judged: Arms, written: FreeRun) -> dict[str, Any]:
     decode = judged.truth.tokenizer.decode
     return {
         "tokens": len(written.answer), "answer": decode(written.answer), "expected": written.expected,
-        "observed": written.observed, "p_value": written.p_value, "unexplained": len(written.unexplained),
+        "observed": written.observed, "p_value": written.p_value, "noise": written.noise,
+        "unexplained": len(written.unexplained),
         "splits": [{**split._asdict(), "after": decode(written.answer[max(0, split.at - 6) : split.at]),
                     "true": decode([split.true]), "found": None if split.found is None else decode([split.found])}
                    for split in written.splits],
@@ -139,5 +164,11 @@ def show_writing(said: dict[str, Any]) -> None:
     if rows:
         names = ("answer's token", "after", "truth", "candidate", "margin", "probability")
         tables.columns(names, rows, right=("answer's token", "margin", "probability"))
-    tables.line(f"writing by itself: parted from the truth at {said['observed']} of {said['tokens']} tokens, "
-                f"{said['expected']:.2f} expected (p = {said['p_value']:.3f}), {said['unexplained']} unexplained")
+    tables.line(writing_line(said))
+
+
+def writing_line(said: dict[str, Any]) -> str:
+    """The splits of a generation in one line."""
+    return (f"writing by itself: parted from the truth at {said['observed']} of {said['tokens']} tokens, "
+            f"{said['expected']:.2f} expected (p = {said['p_value']:.3f}), "
+            f"{said['unexplained']} unexplained")  # fmt: skip

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,27 +11,40 @@ import typer
 from assay.arms import Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
+    DECLARE,
     NO_FLOOR,
     QUICK,
     Chat,
+    Force,
     Ids,
+    Junit,
     PathThrough,
     Prompt,
     PromptFile,
     Runs,
+    as_typed,
     comparing,
+    demand_all_free,
     exit_code,
     flips_line,
+    flips_of,
     say_verdict,
+    write_junit,
 )
+from assay.commands.dumped import comparing_dump
 from assay.judging import StageReport, judge_flips, judge_stages
+from assay.judging_dumps import has_logits, judge_dump
 from formats.anatomy import STAGES
-from formats.durable import demand_free, replacing
+from formats.durable import replacing
 from parity.bisect import SLACK
 from parity.flips import Account, Positions, account
+from parity.junit import Case, stage_cases, token_case
 from parity.report import Cell, Token, page
 from parity.sample import place
 from parity.verdict import Verdict, of_flips
+
+UNNAMED = "dump of weights that it does not name"
+"""How another tool's dump was read: that it is of this model is not verified."""
 
 
 def command(
@@ -47,30 +58,40 @@ def command(
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
+    dump: Annotated[
+        Path | None, typer.Option(help="Judge the stages in this folder ('assay trace', or APRT) instead of an engine.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page for a browser, which needs no network.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the page that is there.")] = False,
+    junit: Junit = None,
+    force: Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Judge an engine against the oracle in f64, on one prompt of at most 128 tokens (by default a few lines of code).
 
     Every stage of every layer is fed with the truth, and its own error held against the error that the declared
     arithmetic has anyway (the floor, from noisy runs of the oracle). Then every token: how probable a flip was,
-    and whether it came. Exit code 0: BIT-EQUAL, NOISE or DRIFT; 8: BUG or REFERENCE-SUSPECT; 9: the two sides did not
-    read the same; 10: no floor, no verdict.
+    and whether it came. With --dump no engine is run: the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL,
+    NOISE or DRIFT; 8: BUG or REFERENCE-SUSPECT; 9: the two sides did not read the same; 10: no floor, no verdict.
     """
-    if report is not None:
-        demand_free(report, force=force)
-    with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
-                   default=QUICK) as (judged, sample, progress):  # fmt: skip
-        found = judge_stages(judged, sample, path, runs, progress)
-        positions = None
-        if found is None or found.untouched is not None:  # tokens of logits that are no numbers: nothing to count
-            positions = judge_flips(judged, sample, path, runs, progress)
+    demand_all_free(report, junit, force=force)
+    asked = (prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type)
+    with (comparing(*asked, taps=True, default=QUICK) if dump is None else
+          comparing_dump(dump, *asked)) as (judged, sample, progress):  # fmt: skip
+        if dump is None:
+            found = judge_stages(judged, sample, path, runs, progress)
+            numbers = found is None or found.untouched is not None
+        else:
+            found, numbers = judge_dump(judged, runs, progress), has_logits(judged.candidate)
+        # Tokens of logits that are no numbers, or were not dumped: nothing to count.
+        positions = judge_flips(judged, sample, path, runs, progress) if numbers else None
+    if dump is not None:
+        path = "dump" if judged.candidate.weights else UNNAMED
     counted = account(positions) if positions is not None else None
     verdict = overall(found, counted)
     if report is not None:
         with replacing(report, force=force) as file:
             file.write(as_page(judged, sample, found, positions, counted, verdict).encode())
+    write_junit(junit, cases(found, counted), judged, verdict, force=force)
     if as_json:
         typer.echo(json.dumps(tables.finite(facts(judged, found, counted, verdict, path)), ensure_ascii=False))
     else:
@@ -84,6 +105,14 @@ def overall(found: StageReport | None, counted: Account | None) -> Verdict:
         return Verdict.UNCALIBRATED
     of_tokens = of_flips(counted, found.declared)
     return of_tokens if found.verdict.green and of_tokens == Verdict.BUG else found.verdict
+
+
+def cases(found: StageReport | None, counted: Account | None) -> list[Case]:
+    """The test cases of ``--junit``."""
+    if found is None:
+        return [*stage_cases(None, {}, Verdict.UNCALIBRATED), token_case(Verdict.UNCALIBRATED, "")]
+    tokens = token_case(of_flips(counted, found.declared), flips_of(counted))
+    return [*stage_cases(found.finding, found.floor, found.verdict), tokens]
 
 
 def facts(judged: Arms, found: StageReport | None, counted: Account | None, verdict: Verdict,
@@ -132,7 +161,7 @@ def as_page(judged: Arms, sample: list[int], found: StageReport | None, position
         verdict=verdict,
         green=verdict.green if decided else None,
         reason=reason(found, verdict).removeprefix(":").strip() if found else "the engine declares no arithmetic",
-        command="assay " + shlex.join(sys.argv[1:]),
+        command=as_typed(),
         facts={"file": str(judged.file.path), "SHA-256": judged.file.sha256}
         | {f"candidate: {key}": str(value) for key, value in fingerprint.items()}
         | {f"oracle: {key}": str(value) for key, value in judged.oracle.fingerprint().items()},
@@ -146,7 +175,7 @@ def as_page(judged: Arms, sample: list[int], found: StageReport | None, position
 def show(found: StageReport | None, counted: Account | None, verdict: Verdict, path: str) -> None:
     """The table of stages, the flips, and the verdict with its site or its source."""
     if found is None:
-        say_verdict(verdict, NO_FLOOR)
+        say_verdict(verdict, NO_FLOOR + (DECLARE if path == UNNAMED else ""))
         return
     rows = []
     for stage in STAGES:
@@ -163,6 +192,7 @@ def show(found: StageReport | None, counted: Account | None, verdict: Verdict, p
     tables.columns(names, rows, right=names[1:])
     tables.line()
     taps = "the logits are no numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
+    taps = taps if found.finding.forwards else "no engine was run"
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
     if counted:
         tables.line(flips_line(counted))

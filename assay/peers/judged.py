@@ -46,9 +46,9 @@ class JudgedPeer:
         """As ``prefill`` of one token."""
         return self.prefill([token], cache)
 
-    def generate(self, ids: Sequence[int], n: int) -> list[int]:
-        """At most ``n`` greedy tokens after ``ids``, up to the first end token."""
-        return self.peer.generate([ids], n, keep=True, ends=True)["ids"][0]
+    def generate(self, ids: Sequence[int], n: int) -> tuple[list[int], list[float]]:
+        """At most ``n`` greedy tokens after ``ids``, up to the first end token; of margins it says nothing."""
+        return self.peer.generate([ids], n, keep=True, ends=True)["ids"][0], []
 
     def fingerprint(self) -> dict[str, Any]:
         """What could make two runs of this engine differ."""

@@ -42,7 +42,7 @@ def test_a_generation_that_takes_another_way_than_the_forward_pass(monkeypatch: 
     assert said["statistics"]["mean_kld"] == said["kl_mean"] > 0
     shown = assay("flips", TEXT, *ORACLE, "--free", "24")
     assert shown.code == 0 and "writing by itself: parted from the truth at 0" in shown.out
-    monkeypatch.setattr("assay.judging.generation", lambda _: lambda ids, n: [198] * n)
+    monkeypatch.setattr("assay.judging.generation", lambda _: lambda ids, n: ([198] * n, []))
     assert assay("flips", TEXT, *ORACLE).code == 0
     shown = assay("flips", TEXT, *ORACLE, "--free", "24")
     assert shown.code == DIFFERENT and "BUG" in shown.out and repr("\n") in shown.out

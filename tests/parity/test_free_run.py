@@ -13,6 +13,7 @@ from parity.prediction import Prediction
 from parity.verdict import Verdict, of_flips
 
 ANSWER = [5, 6, 7, 8, 9, 2]
+ANSWER_MARGINS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 def predicted(*probabilities: float) -> Prediction:
@@ -23,10 +24,10 @@ def predicted(*probabilities: float) -> Prediction:
 class Writer:
     """Writes the answer, but other tokens after some lengths of text; remembers what it was asked."""
 
-    def __init__(self, others: dict[int, int | None]) -> None:
-        self.others, self.asked = others, []
+    def __init__(self, others: dict[int, int | None], off: float = 0.0) -> None:
+        self.others, self.off, self.asked = others, off, []
 
-    def __call__(self, ids: Sequence[int], n: int) -> list[int]:
+    def __call__(self, ids: Sequence[int], n: int) -> tuple[list[int], list[float]]:
         self.asked.append((list(ids), n))
         written: list[int] = []
         while len(written) < n:
@@ -35,7 +36,7 @@ class Writer:
             if token is None:
                 break
             written.append(token)
-        return written
+        return written, [ANSWER_MARGINS[len(ids) - 2 + i] + self.off for i in range(len(written))]
 
 
 def test_a_right_writer_is_asked_once() -> None:
@@ -62,3 +63,12 @@ def test_an_answer_that_ends_too_early_or_at_the_last_token_is_a_difference() ->
 def test_as_many_as_predicted(count: int) -> None:
     found = free_run(Writer(dict.fromkeys(range(count), 99)), [1, 3], ANSWER, predicted(*[0.5] * 6))
     assert found.observed == count and found.expected == 3 and found.p_value == pytest.approx({0: 1 / 32, 3: 1}[count])
+
+
+def test_margins_that_moved_too_far_are_a_bug_though_every_token_is_right() -> None:
+    """Of a token that was another one there is no margin to compare."""
+    near, far = (free_run(Writer({2: 40}, off), [1, 3], ANSWER, predicted(0, 0, 0.5, 0, 0, 0)) for off in (0.5, 4.5))
+    assert near.noise == 0.5 and of_flips(near, Precision("f32", {})) == Verdict.NOISE
+    assert far.noise == 4.5 and of_flips(far, Precision("f32", {})) == Verdict.BUG
+    silent = free_run(lambda ids, n: (ANSWER[-n:], []), [1, 3], ANSWER, predicted())
+    assert np.isnan(silent.noise) and of_flips(silent, Precision("f32", {})) == Verdict.NOISE

@@ -155,9 +155,12 @@ def test_verdicts_that_no_engine_here_earns() -> None:
     assert of_stages(nothing, declared, reference=4.1) == Verdict.REFERENCE_SUSPECT
     assert of_stages(nothing, declared, reference=3.9) == Verdict.NOISE
     assert of_stages(nothing, None) == Verdict.UNCALIBRATED
-    counted = Account(1000, 20.0, 60, 1e-9, (), 0.94, 0.0, 0.0)
+    counted = Account(1000, 20.0, 60, 1e-9, (), 1.0, 0.94, 0.0, 0.0)
     assert of_flips(counted, declared) == Verdict.BUG, "too many flips, each of them explained"
     assert of_flips(counted._replace(observed=2), declared) == Verdict.NOISE, "fewer than expected is no fault"
+    counted = counted._replace(observed=20, p_value=1.0)
+    assert of_flips(counted._replace(noise=4.1), declared) == Verdict.BUG, "leads moved too far"
+    assert of_flips(counted._replace(noise=np.nan), declared) == Verdict.NOISE
 
 
 def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:

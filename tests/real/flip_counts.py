@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from fast_agreement import CODE, PROSE, excerpts
 
-from assay.arms import Arms, oracles
+from assay.arms import Arms, ground
 from assay.engines import find, load
 from assay.judging import PATHS
 from assay.peers import running
@@ -25,7 +25,6 @@ from assay.peers.judged import JudgedPeer
 from formats import ModelFile, open_model
 from parity.divergence import Divergence
 from parity.flips import Positions, account, joined, observe
-from parity.prediction import predict
 
 WINDOW = 256
 CANDIDATES = {"f32": ("f32", "prefill"), "fast prefill": ("fast", "prefill"), "fast decode": ("fast", "decode"),
@@ -43,25 +42,21 @@ def windows(model: Any, n: int) -> Iterator[tuple[str, list[int]]]:
 
 def measured(file: ModelFile, names: list[str], n: int, runs: int, done: set[tuple[int, str]]) -> Iterator[Any]:
     """(window, format, candidate, declared precision, positions) of everything that is not ``done``."""
-    n_vocab = len(file.vocabulary)
     with ExitStack() as stack:
-        truth, oracle = oracles(file)
+        under = ground(file)
         candidates = {
             name: JudgedPeer(stack.enter_context(running(name, file.path, context=WINDOW + 8)), file, "")
             if name == "llama.cpp" else load(file, engine="accel", arith=CANDIDATES[name][0]) for name in names
         }  # fmt: skip
-        for i, (form, ids) in enumerate(windows(truth, n)):
-            left = [name for name in names if (i, name) not in done]
-            exact = truth.forward(ids)[:, :n_vocab] if left else None
-            predictions: dict[str, Any] = {}
-            for name in left:
-                path = CANDIDATES[name][1]
-                declared = Arms(truth, oracle, candidates[name]).declared(1 if path == "decode" else len(ids))
-                assert exact is not None and declared is not None
-                if declared.name not in predictions:
-                    predictions[declared.name] = predict(exact, oracle, ids, declared, runs=runs, seed=i * runs)
-                found = PATHS[path](candidates[name], ids)[:, :n_vocab]
-                yield i, form, name, declared.name, observe(predictions[declared.name], found, ids[1:])
+        for i, (form, ids) in enumerate(windows(under.truth, n)):
+            for name in names:
+                if (i, name) not in done:
+                    judged, path = Arms(under, candidates[name]), CANDIDATES[name][1]
+                    declared = judged.declared(1 if path == "decode" else len(ids))
+                    assert declared is not None
+                    predicted = under.prediction(ids, declared, runs, seed=i * runs)
+                    found = PATHS[path](candidates[name], ids)[:, : len(file.vocabulary)]
+                    yield i, form, name, declared.name, observe(predicted, found, ids[1:])
 
 
 def plain(positions: Positions) -> dict[str, Any]:

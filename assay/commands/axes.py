@@ -1,0 +1,78 @@
+"""``assay axes``: on which way through an engine does it fail?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from assay.axes import ENGINES, OTHER_SAMPLE, PROMPTS, SHORT, Cell, run
+from assay.commands import options, tables
+from assay.commands.comparison import Runs
+from assay.progress import bar
+from formats import InputError
+from formats.errors import DIFFERENT, UNDECIDED
+from parity.attribution import attribute
+from parity.verdict import Verdict
+
+
+def command(
+    prompt: Annotated[str, typer.Argument(help="What is read, except on the path 'long'.")] = SHORT,
+    model: options.Model = options.DEFAULT_MODEL,
+    engines: Annotated[str, typer.Option(help="Engines and their arithmetics.")] = ",".join(ENGINES),
+    runs: Runs = 4,
+    as_json: options.Json = False,
+) -> None:
+    """Judge every combination of prompt (raw, chat, chat with forced ids), container (GGUF, APR), engine with its
+    arithmetic, and path (stages, prefill, decode, long text, generate, batch), and name the axis that is to blame.
+
+    Exit code 0: every cell is green; 8: one is not; 10: no cell failed, but some have no floor.
+    """
+    names = [name.strip() for name in engines.split(",")]
+    for name in names:
+        if len(name.split()) != 2:
+            raise InputError(f"{name!r} is not an engine and an arithmetic", where="--engines",
+                             remedy=f"Give some of {', '.join(ENGINES)}, 'reference ggml'")  # fmt: skip
+    if not prompt:
+        raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or none at all")
+    with bar() as progress:
+        cells = run(options.open_file(model), short=prompt, names=names, runs=runs, progress=progress)
+    blame = attribute([(cell.levels, cell.failed) for cell in cells])
+    undecided = any(cell.verdict == Verdict.UNCALIBRATED for cell in cells)
+    if as_json:
+        said = {"green": not blame and not undecided, "blame": blame,
+                "cells": [{**cell.levels, "verdict": cell.verdict, "note": cell.note, "expected": cell.expected,
+                           "observed": cell.observed} for cell in cells]}  # fmt: skip
+        typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
+    else:
+        show(cells, blame)
+    raise typer.Exit(DIFFERENT if blame else UNDECIDED if undecided else 0)
+
+
+def show(cells: Sequence[Cell], blame: Sequence[dict[str, str]]) -> None:
+    """A row for each path, engine and container, a column for each prompt; then what failed, and where."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        row = rows.setdefault((cell.levels["path"], cell.levels["engine"], cell.levels["container"]), [])
+        flips = "" if cell.observed is None else f" {cell.observed}/{cell.expected:.2f}"
+        row.append(f"{cell.verdict}{flips}")
+    tables.columns(("path", "engine", "container", *PROMPTS), [[*key, *row] for key, row in rows.items()])
+    tables.line("flips: observed/expected")
+    tables.line()
+    for cell in [cell for cell in cells if cell.failed][:12]:
+        tables.line(f"{', '.join(cell.levels.values())}: {cell.verdict} {cell.note}")
+    failed = sum(cell.failed for cell in cells)
+    if not blame:
+        tables.line((f"all {len(cells)} cells are green" if all_green(cells) else "no cell failed; some have no floor",
+                     "green" if all_green(cells) else "bold red"))  # fmt: skip
+    else:
+        where = "; or ".join(", ".join(f"{axis} = {level}" for axis, level in one.items()) or "everywhere"
+                             for one in blame)  # fmt: skip
+        tables.line((f"{failed} of {len(cells)} cells failed", "bold red"), f": {where}")
+
+
+def all_green(cells: Sequence[Cell]) -> bool:
+    """Whether every cell was decided, and well."""
+    return all(cell.verdict != OTHER_SAMPLE and Verdict(cell.verdict).green for cell in cells)

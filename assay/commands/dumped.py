@@ -1,0 +1,37 @@
+"""``assay parity --dump``: a dump in the candidate's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from assay.arms import Arms
+from assay.commands import options
+from assay.commands.run import parse_ids, prompt_text
+from assay.judging_dumps import opened_dump
+from assay.progress import bar
+from formats import InputError
+from formats.durable import Progress
+
+
+@contextmanager
+def comparing_dump(folder: Path, prompt: str | None, prompt_file: Path | None, ids: str | None, chat: bool, path: str,
+                   model: str, engine: str, arith: str | None,
+                   cache_type: str | None) -> Iterator[tuple[Arms, list[int], Progress]]:  # fmt: skip
+    """As ``comparison.comparing``, which says more. A prompt is not needed; one that is given must be the dump's.
+
+    Raises InputError for options that make no sense here, SampleError where the dump read something else.
+    """
+    if (engine, path, cache_type) != ("accel", "prefill", None):
+        raise InputError("no engine is run where a dump is judged", where="--dump",
+                         remedy="Leave out --engine, --path and --cache-type")  # fmt: skip
+    given = (prompt, prompt_file, ids) != (None, None, None)
+    text = prompt_text(prompt, prompt_file, ids) if given else None
+    if chat and (ids is not None or not given):
+        raise InputError("--chat needs the text that was traced", where="--chat", remedy="Give it, or leave out --chat")
+    forced = None if ids is None else parse_ids(ids)
+    file = options.open_file(model)
+    judged = opened_dump(folder, file, text if forced is None else None, forced, chat, arith)
+    with bar() as progress:
+        yield judged, list(judged.candidate.ids), progress

@@ -1,0 +1,155 @@
+"""``assay trace``: every stage of one forward pass into a folder; and two such folders side by side."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from assay.commands import options, tables
+from assay.commands.comparison import QUICK, Chat, Ids, Prompt, PromptFile
+from assay.commands.run import parse_ids, prompt_text
+from formats import InputError, NumericError
+from formats.anatomy import STAGES
+from formats.errors import DIFFERENT
+from formats.protocol import Prompt as Rendered
+from parity.dump import Dump, has_manifest, read
+from parity.recorder import Recorder, recording
+from parity.sample import Sample, place
+from parity.transplant import Compared, compared, demand_same
+
+
+def command(
+    prompt: Prompt = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    engine: options.Engine = "accel",
+    arith: options.Arith = None,
+    cache_type: options.CacheType = None,
+    prompt_file: PromptFile = None,
+    ids: Ids = None,
+    chat: Chat = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder that the stages are written to.")] = None,
+    layout: Annotated[str, typer.Option(help="npy, or aprt: the files of the APR tools, in f32.")] = "npy",
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Compare dump A with dump B; runs nothing.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the dump that is there.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write every stage of every layer of one forward pass to a folder, or compare two such folders.
+
+    'assay parity --dump DIR' judges what is in one. A comparison is a measurement: two dumps have no floor, so it ends
+    with 0 if all differences are finite, however large; 8 if something is a number in one only; 9 if the two did not
+    read the same. A folder of APRT files of another tool is compared, too, if --ids and -m say what it read with which
+    model.
+    """
+    if compare is not None:
+        if (prompt, prompt_file, out, chat) != (None, None, None, False):
+            raise InputError("a comparison reads two dumps, and writes nothing", where="--compare",
+                             remedy="Leave out PROMPT, --prompt-file, --chat and --out")  # fmt: skip
+        config = None if all(map(has_manifest, compare)) else options.open_file(model).config
+        one, other = (read(folder, None if ids is None else parse_ids(ids), config) for folder in compare)
+        if ids is not None:
+            demand_same(Sample(None, tuple(parse_ids(ids)), ""), one.sample)
+        show_comparison(one, other, as_json)
+        return
+    if out is None:
+        raise InputError("there is no folder to write to", where="--out", remedy="Give one with --out")
+    if (prompt, prompt_file, ids) == (None, None, None):
+        prompt = QUICK
+    text = prompt_text(prompt, prompt_file, ids)
+    if chat and ids is not None:
+        raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
+    forced = None if ids is None else parse_ids(ids)
+    loaded = options.open_engine(model, engine, arith, True, cache_type=cache_type)
+    if forced is not None:
+        sample, literal = Sample(None, tuple(forced), loaded.file.sha256), ()
+    else:
+        rendered = loaded.chat_prompt([{"role": "user", "content": text}]) if chat else Rendered(text)
+        literal = rendered.literal
+        sample = Sample(rendered.text, tuple(loaded.tokenizer.encode(rendered)), loaded.file.sha256)
+    loaded.file.check_ids(sample.ids)
+    with (recording(out, sample, literal, loaded.fingerprint(), layout=layout, force=force) as tap,
+          suppress(NumericError)):  # fmt: skip  # of the logits: every stage has been shown by then
+        loaded.forward(list(sample.ids), tap)
+    show(out, loaded, sample, layout, tap, as_json)
+
+
+def show(out: Path, loaded: Any, sample: Sample, layout: str, tap: Recorder, as_json: bool) -> None:
+    """What was written."""
+    if as_json:
+        stages = [{**stage, **tap.values[stage["stage"], stage["layer"]]._asdict()} for stage in tap.stages]
+        said = {"out": str(out), "layout": layout, "model": options.model_of(loaded.file) | {"sha256": sample.weights},
+                "engine": loaded.fingerprint(), "prompt": sample.text, "ids": sample.ids, "stages": stages}  # fmt: skip
+        typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
+        return
+    rows = []
+    for entry in tap.stages:
+        of = tap.values[entry["stage"], entry["layer"]]
+        shape = " x ".join(map(str, entry["shape"]))
+        rows.append([entry["stage"], "" if entry["layer"] is None else str(entry["layer"]), shape,
+                     *(f"{value:.4g}" for value in of[:4]), str(of.nan + of.inf)])  # fmt: skip
+    names = ("stage", "layer", "shape", "mean", "std", "min", "max", "NaN or Inf")
+    tables.columns(names, rows, right=names[1:])
+    tables.line()
+    tables.line(f"{tables.plural(len(rows), 'stage')} of {tables.plural(len(sample.ids), 'token')} in {out}")
+
+
+def show_comparison(one: Dump, other: Dump, as_json: bool) -> None:
+    """The distance of every stage of a dump to that of another; exits with the code that follows.
+
+    Raises SampleError where the two did not read the same.
+    """
+    demand_same(one.sample, other.sample)
+    pairs = list(compared(one, other))
+    unlike = [pair for pair in pairs if not pair.alike]
+    remarks = not_compared(one, other)
+    if as_json:
+        said = {"a": str(one.folder), "b": str(other.folder), "ids": one.ids,
+                "engines": {"a": one.fingerprint(), "b": other.fingerprint()},
+                "equal": all(pair.equal for pair in pairs), "finite": not unlike, "not_compared": remarks,
+                "stages": [{"stage": pair.key[0], "layer": pair.key[1], "equal": pair.equal, **pair.distance._asdict()}
+                           for pair in pairs]}  # fmt: skip
+        typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
+    else:
+        print_comparison(pairs, remarks)
+        if unlike:
+            tables.line(("DIFFERENT", "bold red"), f" at {place(*unlike[0].key)}: numbers in one dump only")
+    raise typer.Exit(DIFFERENT if unlike else 0)
+
+
+def not_compared(one: Dump, other: Dump) -> list[str]:
+    """What the gate could not look at on both sides, and the stages that only one has."""
+    known = {"weights": one.weights and other.weights, "rendered text": (one.prompt is None) == (other.prompt is None)}
+    remarks = [f"{what}: not both name it" for what, both in known.items() if not both]
+    for x, y in ((one, other), (other, one)):
+        if alone := [place(*key) for key in x if key not in y]:
+            remarks.append(f"{tables.plural(len(alone), 'stage')} that only {x.folder} has, {alone[0]} the first")
+    return remarks
+
+
+def print_comparison(pairs: list[Compared], remarks: list[str]) -> None:
+    """A row for each stage, of the layer with the largest distance."""
+    rows = []
+    for stage in STAGES:
+        of_stage = [pair for pair in pairs if pair.key[0] == stage]
+        if not of_stage:
+            continue
+        worst = max(of_stage, key=lambda pair: (not pair.alike, not pair.equal, pair.distance.relative_l2))
+        d, ratios = worst.distance, [pair.distance.std_ratio for pair in of_stage]
+        rows.append([stage, "" if worst.key[1] is None else str(worst.key[1]),
+                     f"{sum(pair.equal for pair in of_stage)}/{len(of_stage)}", f"{d.relative_l2:.2e}",
+                     f"{d.worst_position:.2e}", f"{d.max_ulp:.3g}", f"{d.cosine:.6f}",
+                     f"{min(ratios):.4f}..{max(ratios):.4f}"])  # fmt: skip
+    names = ("stage", "worst layer", "equal", "distance", "worst position", "max ulp", "cosine", "std ratio")
+    tables.columns(names, rows, right=names[1:])
+    tables.line()
+    for remark in remarks:
+        tables.line(f"not compared: {remark}")
+    if all(pair.equal for pair in pairs):
+        tables.line("every stage is equal, bit for bit")
+    else:
+        tables.line("a measurement, not a verdict: two dumps have no floor ('assay parity --dump' has one)")

@@ -1,0 +1,78 @@
+"""Judging activations that were dumped: the candidate is a folder, and there is no engine to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from assay.arms import Arms, ground
+from assay.judging import StageReport
+from formats import InputError, ModelFile
+from formats.cursor import shown
+from formats.durable import Progress
+from formats.protocol import Prompt
+from parity import stages
+from parity.dump import Dump, read
+from parity.sample import Sample
+from parity.transplant import accuse, demand_same
+from parity.verdict import of_stages
+
+
+def opened_dump(folder: Path, file: ModelFile, text: str | None, ids: Sequence[int] | None, chat: bool,
+                arith: str | None) -> Arms:  # fmt: skip
+    """The arms with a dump as the candidate, once it is sure that it read what the oracle reads.
+
+    The oracle renders and encodes the prompt, or if none is given encodes the dump's rendered text. ``arith``: what
+    computed a dump that does not say so. Raises SampleError if the sample is another, InputError for ids that are none.
+    """
+    under = ground(file)
+    truth = under.truth
+    ours = None
+    if ids is not None:
+        ours = Sample(None, tuple(ids), file.sha256)
+    elif text is not None:
+        prompt = truth.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text)
+        ours = Sample(prompt.text, tuple(truth.tokenizer.encode(prompt)), file.sha256)
+    dump = read(folder, ours.ids if ours else None, file.config)
+    if arith is not None:
+        if "arith" in dump.engine:
+            raise InputError(f"the dump says itself that it is {shown(str(dump.engine['arith']))}", where="--arith",
+                             remedy="Leave it out")  # fmt: skip
+        dump = replace(dump, engine={**dump.engine, "arith": arith})
+    if ours is None:
+        encoded = dump.ids if dump.prompt is None else tuple(truth.tokenizer.encode(dump.prompt))
+        ours = Sample(dump.sample.text, encoded, file.sha256)
+    demand_same(ours, dump.sample)
+    file.check_ids(dump.ids)
+    return Arms(under, dump)
+
+
+def judge_dump(arms: Arms, runs: int, progress: Progress) -> StageReport | None:
+    """Every dumped stage's own error; None where the dump does not say how it was computed.
+
+    Raises InputError for more tokens than stages are kept of, FormatError for a damaged file, SampleError for a stage
+    that the model does not have, or not in this shape.
+    """
+    dump: Dump = arms.candidate
+    ids = list(dump.ids)
+    if len(ids) > stages.MAX_TOKENS:
+        raise InputError(f"{len(ids)} tokens, but stages are kept for at most {stages.MAX_TOKENS}", where="--dump",
+                         remedy="Trace a shorter prompt")  # fmt: skip
+    declared = arms.declared(len(ids))
+    if declared is None:
+        return None
+    progress(0, 2, "oracle, fed from the dump")
+    finding, floor, reference = accuse(arms.truth, arms.oracle, ids, dump, declared, runs=runs)
+    progress(1, 2, "verdict")
+    equal = has_logits(dump) and any(np.array_equal(dump.forward(ids), one.forward(ids))
+                                     for one in (arms.oracle, arms.truth))  # fmt: skip
+    verdict = of_stages(finding, declared, equal=equal, reference=reference)
+    return StageReport(ids, declared, verdict, finding, floor, untouched=None)
+
+
+def has_logits(dump: Dump) -> bool:
+    """Whether there are logits in a dump, and they are numbers."""
+    return ("logits", None) in dump and bool(np.isfinite(dump["logits", None]).all())

@@ -1,0 +1,117 @@
+"""Every way through an engine is a cell; a fault on one way comes out as that axis's level."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import assay
+
+from assay import axes, engines
+from formats.errors import DIFFERENT, UNDECIDED
+from formats.protocol import Prompt
+from parity.attribution import attribute
+
+ONE = ("axes", "def f(x):\n    return", "--engines", "reference f32", "--runs", "2")
+N_CELLS = len(axes.WAYS) * len(axes.PROMPTS) * 2
+
+
+def in_apr(model: Any) -> None:
+    """A gain that is read too large from one container."""
+    if model.file.format == "apr":
+        right = model.weights.vector
+        model.weights.vector = lambda name, dtype: right(name, dtype) * (1.01 if name == "blk.1.ffn_norm.weight" else 1)
+
+
+def in_chat(model: Any) -> None:
+    """A template engine that adds a line."""
+    right = model.chat_prompt
+    model.chat_prompt = lambda messages: Prompt(right(messages).text + "\n")
+
+
+def far_away(model: Any) -> None:
+    """Wrong from position 256 on."""
+    right = model.decode
+    model.decode = lambda token, cache: (lambda logits, cache: (np.roll(logits, 1) if len(cache.ids) > 256 else logits,
+                                                                cache))(*right(token, cache))  # fmt: skip
+
+
+def not_a_number(model: Any) -> None:
+    """One by one only: logits that are none."""
+    right = model.prefill
+
+    def prefill(ids: Any, cache: Any = None) -> Any:
+        if len(ids) == 1:
+            model.forward([0], lambda stage, layer, x: x * np.nan)
+        return right(ids, cache)
+
+    model.prefill = prefill
+
+
+FAULTS: list[tuple[Callable[[Any], None], list[dict[str, str]]]] = [
+    (in_apr, [{"container": "apr"}]),
+    (in_chat, [{"prompt": "chat"}]),
+    (far_away, [{"path": "long"}]),
+]
+
+
+@pytest.mark.parametrize(("spoil", "blame"), FAULTS)
+def test_a_fault_is_attributed(spoil: Callable[[Any], None], blame: list[dict[str, str]],
+                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    right = engines.load
+
+    def load(file: Any, **options: Any) -> Any:
+        model = right(file, **options)
+        spoil(model)
+        return model
+
+    monkeypatch.setattr(engines, "load", load)  # the candidates'; truth and oracle are loaded by assay.arms
+    found = assay(*ONE, "--json")
+    said = json.loads(found.out)
+    assert found.code == DIFFERENT and said["blame"] == blame and not said["green"] and len(said["cells"]) == N_CELLS
+
+
+def rotated(answers: list[Any]) -> list[Any]:
+    return [*answers[1:], answers[0]]
+
+
+def test_a_batch_that_mixes_its_sequences_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engines.generate_batch
+    monkeypatch.setattr(engines, "generate_batch", lambda *given, **named: rotated(right(*given, **named)))
+    found = assay(*ONE)
+    assert found.code == DIFFERENT and f"{2 * len(axes.PROMPTS)} of {N_CELLS} cells failed: path = batch" in found.out
+
+
+def test_numbers_that_are_none_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engines.load
+
+    def load(file: Any, **options: Any) -> Any:
+        model = right(file, **options)
+        not_a_number(model)
+        return model
+
+    monkeypatch.setattr(engines, "load", load)
+    said = json.loads(assay(*ONE, "--json").out)
+    assert {cell["verdict"] for cell in said["cells"] if cell["path"] == "decode"} == {"BUG"}
+    assert all(cell["verdict"] == "BIT-EQUAL" for cell in said["cells"] if cell["path"].startswith("stages"))
+
+
+def test_all_is_well_and_without_a_floor_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = assay(*ONE)
+    assert shown.code == 0 and f"all {N_CELLS} cells are green" in shown.out
+    monkeypatch.setattr("assay.arms.precision", lambda *_: None)
+    found = assay(*ONE, "--json")
+    said = json.loads(found.out)
+    assert found.code == UNDECIDED and not said["green"] and said["blame"] == attribute([]) == []
+    assert assay(*ONE).code == UNDECIDED
+
+
+@pytest.mark.parametrize("arguments", [
+    ("axes", "--engines", "accel"), ("axes", "--engines", "nobody f32"), ("axes", "--engines", "reference bf16"),
+    ("axes", ""), ("axes", "--engines", ""),
+])  # fmt: skip
+def test_requests_that_cannot_be_carried_out(arguments: tuple[str, ...]) -> None:
+    assert assay(*arguments).is_refusal(2) and assay(*arguments, "--json").is_refusal(2)
