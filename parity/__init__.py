@@ -13,5 +13,8 @@ It is handed engines (``formats.protocol.Engine``) and knows none of them, so an
     bisect.py       the first stage whose own computation is wrong, and the proof by transplant
     dump.py         a folder of one forward pass's stages, read; recorder.py writes it, aprt.py has the APR tools' files
     transplant.py   what such a folder alone says: the oracle is fed with it, stage by stage
-    verdict.py      what all this amounts to, and the exit code
+    minify.py       one wrong number as a script that needs only NumPy
+    attribution.py  which axis of a factorial run is to blame
+    verdict.py      what all this amounts to, and what is green
+    report.py       all of it as a page for a browser; junit.py as CI servers read it
 """

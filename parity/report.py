@@ -108,7 +108,8 @@ def heat_map(cells: Sequence[Cell], slack: float) -> str:
     stages = list(dict.fromkeys(cell.stage for cell in cells))
     layers = sorted({cell.layer for cell in cells if cell.layer is not None})
     column = {layer: i + 1 for i, layer in enumerate(layers)} | {None: 0}
-    width, height = LEFT + CELL * (len(layers) + 1) + 10, TOP + CELL * len(stages) + 6
+    below = TOP + CELL * len(stages) + 8
+    width, height = LEFT + CELL * max(len(layers) + 1, 8) + 10, below + 32
     out = [f'<svg width="{width}" height="{height}" role="img" aria-label="own error over floor">']
     out += [f'<text x="{LEFT + CELL * column[layer] + CELL / 2}" y="14" text-anchor="middle">{layer}</text>'
             for layer in layers]  # fmt: skip
@@ -120,7 +121,18 @@ def heat_map(cells: Sequence[Cell], slack: float) -> str:
         says = f"{where}: {cell.over_floor:.2f} floors, own error {cell.own:.2e}, inherited {cell.inherited:.2e}"
         out.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" rx="3" stroke="#d0d5dd" '
                    f'fill="{heat(cell.over_floor, slack)}"><title>{escape(says)}</title></rect>')  # fmt: skip
-    return "".join([*out, "</svg>"])
+    return "".join([*out, legend(slack, below), "</svg>"])
+
+
+def legend(slack: float, y: float) -> str:
+    """The colours of the heat map, from no error to a bug, and what they stand for."""
+    ratios = [0.0, 0.5, 1.0, (1 + slack) / 2, slack, math.inf]
+    names = ["0", "", "1 floor", "", f"{slack:g}", "bug"]
+    return "".join(
+        f'<rect class="key" x="{LEFT + CELL * i}" y="{y}" width="{CELL - 2}" height="8" fill="{heat(ratio, slack)}"/>'
+        f'<text x="{LEFT + CELL * i + CELL / 2 - 1}" y="{y + 21}" text-anchor="middle">{name}</text>'
+        for i, (ratio, name) in enumerate(zip(ratios, names, strict=True))
+    )
 
 
 def shaded(tokens: Sequence[Token]) -> str:

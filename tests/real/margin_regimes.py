@@ -23,7 +23,6 @@ from formats import open_model
 QUESTION = "Continue."
 LENGTH = 192  # tokens of a text
 N_TEXTS = 4  # of code, and of prose
-N_ANSWERS, N_GREEDY = 5, 48
 
 
 def as_answer(model: Any, text: str) -> tuple[list[int], int]:
@@ -43,12 +42,12 @@ def teacher_forced(model: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(raw), np.concatenate(chat)
 
 
-def greedy(model: Any, prompts: Sequence[Any]) -> np.ndarray:
-    """Margins of the tokens that the model writes by itself."""
+def greedy(model: Any, prompts: Sequence[Any], n_tokens: int) -> np.ndarray:
+    """Margins of the tokens that the model writes by itself, at most ``n_tokens`` after each prompt."""
     found = []
     for prompt in prompts:
         cache, ids = None, model.tokenizer.encode(prompt)
-        for _ in range(N_GREEDY):
+        for _ in range(n_tokens):
             logits, cache = model.prefill(ids, cache)
             logits = logits[: len(model.file.vocabulary)]
             found.append(float(margins(logits[None])[0]))
@@ -68,13 +67,16 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description="Are ChatML prompts in a lower-margin regime than raw ones?")
     parser.add_argument("model")
-    model = load(open_model(find(parser.parse_args().model)), engine="reference", arith="f64", cache_weights=True)
+    parser.add_argument("--answers", type=int, default=5, help="greedy answers of each format")
+    parser.add_argument("--tokens", type=int, default=48, help="at most, of each answer")
+    options = parser.parse_args()
+    model = load(open_model(find(options.model)), engine="reference", arith="f64", cache_weights=True)
     raw, chat = teacher_forced(model)
+    chats = [model.chat_prompt([{"role": "user", "content": question}]) for question in CHAT[: options.answers]]
     report = {"same text, raw": summary(raw), "same text, ChatML": summary(chat),
               "share lower in ChatML": float((chat < raw).mean()),
-              "own answers, raw": summary(greedy(model, RAW[:N_ANSWERS])),
-              "own answers, ChatML": summary(greedy(
-                  model, [model.chat_prompt([{"role": "user", "content": q}]) for q in CHAT[:N_ANSWERS]]))}  # fmt: skip
+              "own answers, raw": summary(greedy(model, RAW[: options.answers], options.tokens)),
+              "own answers, ChatML": summary(greedy(model, chats, options.tokens))}  # fmt: skip
     print(json.dumps(report, indent=1))
 
 

@@ -1,0 +1,155 @@
+"""Does the judge ever call a right engine wrong? ``python tests/real/null_comparisons.py [MODEL] [--number 400]``.
+
+Comparisons of which every one should be green: the fast engine and the oracle in all arithmetics, on excerpts of code
+and prose of 1 to 64 tokens, raw and in ChatML, by stages and by tokens; read at once, one by one, in chunks of random
+length, in a batch; and the oracle with every sum added one by one, or in an order of its own. Under ``taskset -c 0``
+everything has one thread. Prints one JSON object: verdicts counted, and how near to the limit each kind came at worst.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from fast_agreement import CODE, PROSE
+
+import reference.model
+from assay import engines
+from assay.arms import Arms, ground
+from assay.engines import find, load
+from assay.judging import judge_flips, judge_free_run, judge_stages, written
+from assay.progress import quiet
+from formats import open_model
+from parity.flips import account, observe
+from parity.verdict import Verdict, of_flips
+from reference.linear import linear
+
+RUNS = 4
+CANDIDATES = (("accel", "f32"), ("accel", "fast"), ("reference", "f32"), ("reference", "ggml"))
+
+
+def one_by_one(x: np.ndarray, weights: Any, name: str, arith: Any) -> np.ndarray:
+    """The oracle's product, each sum added term after term."""
+    if arith.name != "f32":
+        return linear(x, weights, name, arith)
+    matrix = np.concatenate([block for _, block in weights.row_blocks(name)])
+    y = np.zeros((len(x), len(matrix)), np.float32)
+    for k in range(x.shape[1]):
+        y += x[:, k : k + 1] * matrix[:, k]
+    return y
+
+
+def shuffled(x: np.ndarray, weights: Any, name: str, arith: Any) -> np.ndarray:
+    """The oracle's product, its terms in another order."""
+    if arith.name != "f32":
+        return linear(x, weights, name, arith)
+    order = np.random.default_rng(len(name)).permutation(x.shape[1])
+    return np.concatenate([x[:, order] @ block[:, order].T for _, block in weights.row_blocks(name)], axis=1)
+
+
+@contextmanager
+def computing(product: Any) -> Iterator[None]:
+    """The oracle with another product; truth, in f64, keeps its own."""
+    reference.model.linear = product
+    try:
+        yield
+    finally:
+        reference.model.linear = linear
+
+
+def sample(arms: Arms, rng: np.random.Generator) -> list[int]:
+    """An excerpt of 1 to 64 tokens, half of them as a user's message."""
+    text = (CODE, PROSE)[rng.integers(2)]
+    at, n = int(rng.integers(len(text) - 600)), int(rng.integers(1, 65))
+    chat = bool(rng.integers(2))
+    return arms.sample(text[at : at + 400], None, chat)[:n]
+
+
+def in_chunks(arms: Arms, ids: list[int], rng: np.random.Generator) -> Verdict:
+    """The last position of each chunk, chunks of random length."""
+    declared = arms.declared(1)
+    assert declared is not None
+    ends, rows, cache = np.unique([*rng.integers(1, len(ids) + 1, 3), len(ids)]), [], None
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        logits, cache = arms.candidate.prefill(ids[start:end], cache)
+        rows.append(np.array(logits)[: len(arms.file.vocabulary)])
+    predicted = arms.ground.prediction(ids, declared, RUNS)
+    some = predicted._replace(**{name: getattr(predicted, name)[ends - 1] for name in predicted._fields})
+    return of_flips(account(observe(some, np.stack(rows))), declared)
+
+
+def by_stages(arms: Arms, ids: list[int], path: str) -> tuple[Verdict, float]:
+    """Verdict and worst ratio."""
+    found = judge_stages(arms, ids, path, RUNS, quiet)
+    assert found is not None
+    return found.verdict, found.finding.ratio
+
+
+def by_tokens(arms: Arms, ids: list[int], path: str) -> tuple[Verdict, float]:
+    """Verdict and how far leads moved."""
+    positions = judge_flips(arms, ids, path, RUNS, quiet)
+    assert positions is not None
+    counted = account(positions)
+    return of_flips(counted, arms.declared(1 if path == "decode" else len(ids))), counted.noise
+
+
+def in_a_batch(arms: Arms, ids: list[int], others: Sequence[list[int]]) -> tuple[Verdict, float]:
+    """What is written beside others."""
+    found = judge_free_run(arms, ids, 8, RUNS, quiet, lambda ids, n: written(
+        engines.generate_batch(arms.candidate, [*others, ids], max_tokens=n)[-1]))  # fmt: skip
+    return of_flips(found, arms.declared(1)), found.noise if found else np.nan
+
+
+def main() -> None:
+    """Run them all."""
+    parser = argparse.ArgumentParser(description="Comparisons that must all be green.")
+    parser.add_argument("model", nargs="?", default="builtin")
+    parser.add_argument("--number", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    file, rng = open_model(find(options.model)), np.random.default_rng(options.seed)
+    under = ground(file)
+    candidates = []
+    for engine, arith in CANDIDATES:
+        model = load(file, engine=engine, arith=arith)
+        if engine == "reference":
+            model.weights = under.truth.weights
+        candidates.append((f"{engine} {arith}", Arms(under, model)))
+    serial, other = (("reference f32, sums one by one", one_by_one), ("reference f32, other order", shuffled))
+    verdicts: Counter[str] = Counter()
+    worst: dict[str, list[float]] = defaultdict(list)
+    for i in range(options.number):
+        name, arms = candidates[i % len(candidates)]
+        how = i // len(candidates) % 7
+        ids = sample(arms, rng)
+        if how < 2:
+            what, (verdict, near) = "stages", by_stages(arms, ids, ("prefill", "decode")[how])
+        elif how < 4:
+            what, (verdict, near) = "tokens", by_tokens(arms, ids, ("prefill", "decode")[how - 2])
+        elif how == 4:
+            what, verdict, near = "chunks", in_chunks(arms, ids, rng), np.nan
+        elif how == 5:
+            what, (verdict, near) = "batch", in_a_batch(arms, ids[:24], [sample(arms, rng)[:9] for _ in range(2)])
+        else:
+            name, product = (serial, other)[i % 2]
+            declared = candidates[2][1].declared(len(ids))
+            assert declared is not None
+            under.floor(ids, declared, RUNS)  # of the usual product
+            with computing(product):
+                what, (verdict, near) = "stages", by_stages(candidates[2][1], ids, "prefill")
+        verdicts[verdict] += 1
+        worst[f"{what}: {name}"].append(near)
+        if not verdict.green:
+            print(json.dumps({"alarm": i, "what": what, "name": name, "ids": ids, "near": near}), flush=True)
+    print(json.dumps({"comparisons": sum(verdicts.values()), "verdicts": verdicts,
+                      "worst": {key: [round(float(np.nanmax(v)), 2), len(v)] for key, v in sorted(worst.items())
+                                if not np.isnan(v).all()}}, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
