@@ -152,6 +152,10 @@ def sums_of(config: Config, n_tokens: int) -> dict[Key, Sum]:
     return sums
 
 
+CACHE_BITS = {"f32": 23, "f16": 10, "bf16": 7}
+"""Bits after the leading one in which keys and values are kept."""
+
+
 def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Key, int],
               config: Config) -> Precision | None:  # fmt: skip
     """What the engine of this fingerprint declares to round when it reads ``n_at_once`` tokens at a time.
@@ -161,22 +165,23 @@ def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Ke
     None if the engine does not say how it computes: then there is no floor, and no verdict.
     """
     arith, dense = fingerprint.get("arith"), fingerprint.get("dense", "float32")
+    cache = fingerprint.get("cache", "f16" if arith == "ggml" else "f32")
+    if arith not in ("f64", "f32", "ggml", "fast") or cache not in CACHE_BITS:
+        return None
     layers, sums = range(config.n_layers), sums_of(config, n_at_once)
     # A score adds head_dim products and no tap shows it: the query, which the score is proportional to, is moved.
-    scores: dict[Key, Rounding] = {("q_rope", layer): scaled(last_bit, config.head_dim**0.5) for layer in layers}
-    halves = ("k_rope", "v_bias", "q_rope") if arith == "ggml" else ("k_rope", "v_bias")
-    f16_cache = scores | {(stage, layer): float_step(10) for stage in halves for layer in layers}
+    rounded: dict[Key, Rounding] = {("q_rope", layer): scaled(last_bit, config.head_dim**0.5) for layer in layers}
+    if cache != "f32":  # and the query that meets the cache is rounded like the keys in it
+        kept = float_step(CACHE_BITS[cache])
+        rounded |= {(stage, layer): kept for stage in ("k_rope", "v_bias", "q_rope") for layer in layers}
     # Where all that is multiplied is rounded a thousand times coarser than f32, the order of those sums is nothing.
     norms = {key: one for key, one in sums.items() if one.squares}
-    if arith in ("f64", "f32"):
-        return Precision(arith, scores, sums)
     if arith == "ggml" or (arith == "fast" and n_at_once <= fingerprint.get("int8_up_to", 0)):
-        rounded = {key: block_step(size) for key, size in blocks.items() if size}
-        if len(rounded) == len(blocks):
-            sums = norms
-        return Precision("8-bit activations, f16 cache", f16_cache | rounded, sums)
-    if arith == "fast" and dense == "bfloat16":
-        return Precision("bf16 products, f16 cache", f16_cache | dict.fromkeys(blocks, float_step(7)), norms)
-    if arith == "fast":
-        return Precision("f32 products, f16 cache", f16_cache, sums)
-    return None
+        in_blocks = {key: block_step(size) for key, size in blocks.items() if size}
+        sums = norms if len(in_blocks) == len(blocks) else sums
+        return Precision(f"8-bit activations, {cache} cache", rounded | in_blocks, sums)
+    if arith == "fast" and dense == "bfloat16":  # activations and weights: two roundings of one size in every product
+        both = scaled(float_step(7), 2**0.5)
+        return Precision(f"bf16 products, {cache} cache", rounded | dict.fromkeys(blocks, both), norms)
+    plain = cache == "f32" and arith != "fast"
+    return Precision(str(arith) if plain else f"f32 products, {cache} cache", rounded, sums)

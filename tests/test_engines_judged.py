@@ -62,6 +62,17 @@ def test_the_oracles_own_arithmetics(arith: str, verdict: Verdict) -> None:
     assert checked(judged, judged.sample(TEXT, None, False), "prefill").verdict == verdict
 
 
+def test_a_cache_of_halves_is_declared_or_it_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = arms(open_model(BUILTIN), "accel", "f32", "bf16")
+    ids = judged.sample(TEXT, None, False)[:24]
+    found = checked(judged, ids, "prefill")
+    assert found.verdict == Verdict.DRIFT and found.declared.name == "f32 products, bf16 cache"
+    says = judged.candidate.fingerprint()
+    monkeypatch.setattr(judged.candidate, "fingerprint", lambda: says | {"cache": "f32"})
+    found = judge_stages(judged, ids, "prefill", 4, quiet)
+    assert found is not None and found.verdict == Verdict.BUG and found.finding.site == ("attention", 0)
+
+
 def interleaved(x: Any, turns: Any) -> Any:
     """RoPE over neighbouring pairs, as models of another family have it: keeps every norm."""
     paired = np.arange(x.shape[-1]).reshape(2, -1).T.reshape(-1)

@@ -25,6 +25,7 @@ from reference.arithmetic import Arithmetic
 from reference.weights import Weights
 
 CONFIG = open_model(BUILTIN).config
+FAST = {"arith": "fast", "int8_up_to": 16, "cache": "f16"}
 ONE = Sample("<|im_start|>user\nhi<|im_end|>\n", (5, 6, 7, 8), "a" * 64)
 
 
@@ -164,16 +165,21 @@ def test_verdicts_that_no_engine_here_earns() -> None:
 
 
 def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
-    assert precision({"engine": "somebody's"}, 8, {}, CONFIG) is None
+    for fingerprint in ({"engine": "somebody's"}, {"arith": "fp8"}, {"arith": "f32", "cache": "q4"}):
+        assert precision(fingerprint, 8, {}, CONFIG) is None
     assert of_flips(None, None) == Verdict.SKIPPED and not Verdict.SKIPPED.green and not Verdict.UNCALIBRATED.green
 
 
 @pytest.mark.parametrize(("fingerprint", "n", "name"), [
     ({"arith": "f32"}, 1, "f32"),
+    ({"arith": "f64"}, 1, "f64"),
+    ({"arith": "f32", "cache": "f32"}, 1, "f32"),
+    ({"arith": "f32", "cache": "bf16"}, 1, "f32 products, bf16 cache"),
     ({"arith": "ggml"}, 100, "8-bit activations, f16 cache"),
-    ({"arith": "fast", "dense": "bfloat16", "int8_up_to": 16}, 16, "8-bit activations, f16 cache"),
-    ({"arith": "fast", "dense": "bfloat16", "int8_up_to": 16}, 17, "bf16 products, f16 cache"),
-    ({"arith": "fast", "dense": "float32", "int8_up_to": 16}, 17, "f32 products, f16 cache"),
+    (FAST | {"dense": "bfloat16"}, 16, "8-bit activations, f16 cache"),
+    (FAST | {"dense": "bfloat16"}, 17, "bf16 products, f16 cache"),
+    (FAST | {"dense": "float32"}, 17, "f32 products, f16 cache"),
+    (FAST | {"dense": "float32", "cache": "f32"}, 17, "f32 products, f32 cache"),
 ])  # fmt: skip
 def test_what_an_arithmetic_declares(fingerprint: dict[str, Any], n: int, name: str) -> None:
     found = precision(fingerprint, n, {("attn_norm", 0): 256}, CONFIG)
