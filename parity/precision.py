@@ -165,7 +165,7 @@ def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Ke
     None if the engine does not say how it computes: then there is no floor, and no verdict.
     """
     arith, dense = fingerprint.get("arith"), fingerprint.get("dense", "float32")
-    cache = fingerprint.get("cache", "f16" if arith == "ggml" else "f32")
+    cache = str(fingerprint.get("cache", "f16" if arith == "ggml" else "f32"))
     if arith not in ("f64", "f32", "ggml", "fast") or cache not in CACHE_BITS:
         return None
     layers, sums = range(config.n_layers), sums_of(config, n_at_once)

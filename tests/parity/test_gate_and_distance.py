@@ -165,7 +165,8 @@ def test_verdicts_that_no_engine_here_earns() -> None:
 
 
 def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
-    for fingerprint in ({"engine": "somebody's"}, {"arith": "fp8"}, {"arith": "f32", "cache": "q4"}):
+    for fingerprint in ({"engine": "somebody's"}, {"arith": "fp8"}, {"arith": "f32", "cache": "q4"},
+                        {"arith": ["f32"], "cache": []}):  # fmt: skip
         assert precision(fingerprint, 8, {}, CONFIG) is None
     assert of_flips(None, None) == Verdict.SKIPPED and not Verdict.SKIPPED.green and not Verdict.UNCALIBRATED.green
 
