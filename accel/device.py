@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,17 @@ import jax.numpy as jnp
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """As Linux names them: the first two on x86, the last on Arm."""
+
+
+def leave_room_for_callbacks() -> None:
+    """On a single processor, compute in the thread that asks for it. Call it before anything is computed.
+
+    XLA has a thread for each processor to compute in. A tap is called from there, and its argument becomes a NumPy
+    array only in such a thread, too: with one processor each waits for the other, now and then, for ever (jax 0.10).
+    """
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if n_processors == 1:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @cache

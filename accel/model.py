@@ -19,7 +19,7 @@ from jax.experimental import io_callback
 
 from accel.attention import CACHE_TYPES, KVCache
 from accel.chat import render
-from accel.device import dense_type
+from accel.device import dense_type, leave_room_for_callbacks
 from accel.matmul import FEW_TOKENS
 from accel.pack import pack, plan
 from accel.programs import Programs, give_back_memory, keep_programs_on_disk
@@ -56,6 +56,7 @@ class Model:
             if value not in known:
                 raise InputError(f"the accelerated engine has no {what} {value!r}", where=where,
                                  remedy=f"Choose one of {', '.join(known)}")  # fmt: skip
+        leave_room_for_callbacks()
         keep_programs_on_disk()
         self.file, self.arith, self.cache_type = file, arith, cache_type
         self.open_s = 0.0

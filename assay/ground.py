@@ -107,7 +107,8 @@ def folder() -> Path | None:
     """Where floors are kept; None if ``ASSAY_FLOORS`` is ``off``: then they are measured anew."""
     if os.environ.get("ASSAY_FLOORS") == "off":
         return None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "assay" / "floors"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"), "assay", "floors")
 
 
 def kept(key: str, shape: tuple[int | None, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:

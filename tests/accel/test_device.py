@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,23 @@ def test_a_system_that_does_not_say_has_none(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(device.jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(Path, "read_text", missing)
     assert not device.multiplies_bf16()
+
+
+ONE_PROCESSOR = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import accel
+from goldens import BUILTIN
+model = accel.load(BUILTIN, arith="f32")
+for _ in range(3):
+    model.forward([5, 6, 7, 8], lambda stage, layer, x: x)
+import jax
+print("async", jax.config.values["jax_cpu_enable_async_dispatch"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot give a process one processor")
+def test_taps_on_a_single_processor_do_not_wait_for_themselves() -> None:
+    """They did, in one process of three or so; what keeps them from it is what can be tested."""
+    done = subprocess.run([sys.executable, "-c", ONE_PROCESSOR], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["async", "False"], done.stderr
