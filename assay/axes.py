@@ -8,7 +8,7 @@ ids, so a cell costs little more than the candidate's run. What failed is then a
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import getsource
 from pathlib import Path
@@ -19,7 +19,7 @@ from assay import engines
 from assay.arms import Arms, ground, read_by
 from assay.judging import PATHS, StageReport, judge_free_run, judge_stages, written
 from assay.progress import quiet
-from formats import ModelFile, NumericError, SampleError, open_model
+from formats import InputError, ModelError, ModelFile, NumericError, SampleError, open_model
 from formats.convert import convert
 from formats.durable import Progress
 from parity.bisect import SLACK
@@ -63,12 +63,16 @@ OTHER_SAMPLE = "OTHER SAMPLE"
 
 
 def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, runs: int = 4,
-        progress: Progress = quiet) -> list[Cell]:  # fmt: skip
-    """Every cell, in the order path, prompt, container, engine. The other container is made in a temporary folder."""
+        progress: Progress = quiet) -> tuple[list[Cell], str]:  # fmt: skip
+    """Every cell, in the order path, prompt, container, engine. The other container is made in a temporary folder.
+
+    Also why there is no other container, empty if there is.
+    """
     with TemporaryDirectory(prefix="assay-axes-") as folder:
         progress(0, 1, "engines")
         under, candidates = ground(file), []
-        for container, one in both_containers(file, Path(folder)):
+        containers, missing = both_containers(file, Path(folder))
+        for container, one in containers.items():
             for name in names:
                 engine, arith = name.split()
                 candidate = engines.load(one, engine=engine, arith=arith)
@@ -82,18 +86,19 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
                     levels = {"prompt": prompt, "container": container, "engine": name, "path": path}
                     progress(len(cells), total, f"{path}, {prompt}")
                     cells.append(judged(way, arms, prompt, LONG if path == "long" else short, runs, levels))
-        return cells
+        return cells, missing
 
 
-def both_containers(file: ModelFile, folder: Path) -> Iterator[tuple[str, ModelFile]]:
-    """The model as it is, and converted, which ``convert`` has compared bit for bit."""
-    for container in ("gguf", "apr"):
-        if file.format == container:
-            yield container, file
-        else:
-            target = folder / f"model.{container}"
-            convert(file.path, target)
-            yield container, open_model(target)
+def both_containers(file: ModelFile, folder: Path) -> tuple[dict[str, ModelFile], str]:
+    """The model as it is, and converted, which ``convert`` has compared bit for bit; or why it cannot be converted."""
+    found, missing = {file.format: file}, ""
+    for container in {"gguf", "apr"} - {file.format}:
+        try:
+            convert(file.path, folder / f"model.{container}")
+            found[container] = open_model(folder / f"model.{container}")
+        except (InputError, ModelError) as error:
+            missing = f"no cells in {container}: {error.what}"
+    return found, missing
 
 
 def judged(way: Way, arms: Arms, prompt: str, text: str, runs: int, levels: dict[str, str]) -> Cell:

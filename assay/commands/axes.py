@@ -38,20 +38,20 @@ def command(
     if not prompt:
         raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or none at all")
     with bar() as progress:
-        cells = run(options.open_file(model), short=prompt, names=names, runs=runs, progress=progress)
+        cells, missing = run(options.open_file(model), short=prompt, names=names, runs=runs, progress=progress)
     blame = attribute([(cell.levels, cell.failed) for cell in cells])
     undecided = any(cell.verdict == Verdict.UNCALIBRATED for cell in cells)
     if as_json:
-        said = {"green": not blame and not undecided, "blame": blame,
+        said = {"green": not blame and not undecided, "blame": blame, "missing": missing,
                 "cells": [{**cell.levels, "verdict": cell.verdict, "note": cell.note, "expected": cell.expected,
                            "observed": cell.observed} for cell in cells]}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(cells, blame)
+        show(cells, blame, missing)
     raise typer.Exit(DIFFERENT if blame else UNDECIDED if undecided else 0)
 
 
-def show(cells: Sequence[Cell], blame: Sequence[dict[str, str]]) -> None:
+def show(cells: Sequence[Cell], blame: Sequence[dict[str, str]], missing: str) -> None:
     """A row for each path, engine and container, a column for each prompt; then what failed, and where."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for cell in cells:
@@ -60,6 +60,8 @@ def show(cells: Sequence[Cell], blame: Sequence[dict[str, str]]) -> None:
         row.append(f"{cell.verdict}{flips}")
     tables.columns(("path", "engine", "container", *PROMPTS), [[*key, *row] for key, row in rows.items()])
     tables.line("flips: observed/expected")
+    if missing:
+        tables.line((missing, "yellow"))
     tables.line()
     for cell in [cell for cell in cells if cell.failed][:12]:
         tables.line(f"{', '.join(cell.levels.values())}: {cell.verdict} {cell.note}")

@@ -11,6 +11,7 @@ import pytest
 from command_line import assay
 
 from assay import axes, engines
+from formats import InputError
 from formats.errors import DIFFERENT, UNDECIDED
 from formats.protocol import Prompt
 from parity.attribution import attribute
@@ -119,6 +120,19 @@ def test_all_is_well_and_without_a_floor_nothing_is(monkeypatch: pytest.MonkeyPa
     said = json.loads(found.out)
     assert found.code == UNDECIDED and not said["green"] and said["blame"] == attribute([]) == []
     assert assay(*ONE).code == UNDECIDED
+
+
+def test_a_file_that_the_other_container_cannot_hold(ways: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the 0.5B's Q5_0 in APR: what was not judged is said, and is no cell."""
+
+    def cannot(source: Any, target: Any) -> None:
+        raise InputError("1 tensor in Q5_0 cannot be stored as it is", where="convert")
+
+    monkeypatch.setattr(axes, "convert", cannot)
+    n_cells = ways("prefill") // 2
+    shown, said = assay(*ONE), assay(*ONE, "--json").json
+    assert shown.code == 0 and "no cells in apr: 1 tensor in Q5_0 cannot" in shown.out
+    assert len(said["cells"]) == n_cells and said["missing"].startswith("no cells in apr")
 
 
 @pytest.mark.parametrize("arguments", [
