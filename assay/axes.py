@@ -39,6 +39,8 @@ WRITTEN = 24
 """Tokens that a candidate writes by itself."""
 OTHERS = ("The sea is", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,")
 """Prompts that are decoded beside the judged one in a batch."""
+OTHER_SAMPLE = "OTHER SAMPLE"
+"""The verdict on a candidate that read something else."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Cell:
 
     levels: dict[str, str]
     verdict: str
-    """A ``Verdict``, or ``OTHER SAMPLE`` where the candidate read something else."""
+    """A ``Verdict``, or ``OTHER_SAMPLE``."""
     note: str = ""
     expected: float | None = None
     """Flips, where tokens were judged."""
@@ -57,9 +59,6 @@ class Cell:
     def failed(self) -> bool:
         """Whether something is wrong there; UNCALIBRATED is not known to be."""
         return self.verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT, OTHER_SAMPLE)
-
-
-OTHER_SAMPLE = "OTHER SAMPLE"
 
 
 def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, runs: int = 4,
@@ -91,14 +90,16 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
 
 def both_containers(file: ModelFile, folder: Path) -> tuple[dict[str, ModelFile], str]:
     """The model as it is, and converted, which ``convert`` has compared bit for bit; or why it cannot be converted."""
-    found, missing = {file.format: file}, ""
-    for container in {"gguf", "apr"} - {file.format}:
+    found, missing = {file.format: file}, []
+    for container in ("gguf", "apr"):
+        if container == file.format:
+            continue
         try:
             convert(file.path, folder / f"model.{container}")
             found[container] = open_model(folder / f"model.{container}")
         except (InputError, ModelError) as error:
-            missing = f"no cells in {container}: {error.what}"
-    return found, missing
+            missing.append(f"no cells in {container}: {error.what}")
+    return found, "; ".join(missing)
 
 
 def judged(way: Way, arms: Arms, prompt: str, text: str, runs: int, levels: dict[str, str]) -> Cell:

@@ -55,15 +55,17 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
         after = np.asarray(following[at : at + rows], np.intp)
         true_next, found_next = (np.append(x[np.arange(len(after)), after], np.full(len(p) - len(after), np.nan))
                                  for x in (p, q))  # fmt: skip
-        shared = np.array([len(set(a) & set(b)) / TOP for a, b in zip(likeliest(p), likeliest(q), strict=True)])
-        shared[(~unnamed).sum(1) < TOP] = np.nan
+        top = min(TOP, p.shape[1])
+        shared = np.array([len(set(a) & set(b)) / top
+                           for a, b in zip(likeliest(p, top), likeliest(q, top), strict=True)])  # fmt: skip
+        shared[(~unnamed).sum(1) < top] = np.nan
         parts.append(Divergence(kl, true_next, found_next, shared))
     return Divergence(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def likeliest(x: np.ndarray) -> list[list[int]]:
-    """The TOP largest of each row, in no order; unnamed tokens come last."""
-    return np.argpartition(-np.where(np.isnan(x), -np.inf, x), TOP, axis=1)[:, :TOP].tolist()
+def likeliest(x: np.ndarray, n: int) -> list[list[int]]:
+    """The ``n`` largest of each row, in no order; unnamed tokens come last."""
+    return np.argpartition(-np.where(np.isnan(x), -np.inf, x), n - 1, axis=1)[:, :n].tolist()
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:

@@ -64,10 +64,17 @@ def of_flips(found: Account | FreeRun | None, declared: Precision | None) -> Ver
         return Verdict.SKIPPED
     if declared is None:
         return Verdict.UNCALIBRATED
-    too_many = found.p_value < SIGNIFICANT and found.observed > found.expected
-    if found.unexplained or too_many or found.noise > SLACK:
-        return Verdict.BUG
-    return _of_rounding(declared)
+    return Verdict.BUG if faults_of(found) else _of_rounding(declared)
+
+
+def faults_of(found: Account | FreeRun) -> list[str]:
+    """What about the tokens the floor does not explain, in words; empty where it explains everything."""
+    faults = {
+        f"{len(found.unexplained)} flips unexplained": bool(found.unexplained),
+        "too many flips": found.p_value < SIGNIFICANT and found.observed > found.expected,
+        f"leads moved {found.noise:.3g} times the predicted noise": found.noise > SLACK,
+    }
+    return [fault for fault, there in faults.items() if there]
 
 
 def _of_rounding(declared: Precision) -> Verdict:

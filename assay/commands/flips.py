@@ -36,7 +36,7 @@ from parity.divergence import TOP, statistics
 from parity.flips import EXPLAINED, Positions, account
 from parity.free_run import FreeRun
 from parity.junit import token_case
-from parity.verdict import Verdict, of_flips
+from parity.verdict import Verdict, faults_of, of_flips
 
 SHOWN = 20
 
@@ -105,7 +105,10 @@ def command(
             show_writing(as_facts(judged, written))
         if taken_on_trust := caveat(judged.candidate.fingerprint()):
             tables.line(taken_on_trust)
-        say_verdict(verdict)
+        faults = faults_of(counted)
+        if written:
+            faults += [f"{fault} when writing by itself" for fault in faults_of(written)]
+        say_verdict(verdict, f": {'; '.join(faults)}" if faults else "")
     raise typer.Exit(exit_code(verdict))
 
 

@@ -41,7 +41,7 @@ from parity.flips import Account, Positions, account
 from parity.junit import Case, stage_cases, token_case
 from parity.report import Cell, Token, page
 from parity.sample import place
-from parity.verdict import Verdict, of_flips
+from parity.verdict import Verdict, faults_of, of_flips
 
 UNNAMED = "dump of weights that it does not name"
 """How another tool's dump was read: that it is of this model is not verified."""
@@ -160,7 +160,7 @@ def as_page(judged: Arms, sample: list[int], found: StageReport | None, position
         title=f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}",
         verdict=verdict,
         green=verdict.green if decided else None,
-        reason=reason(found, verdict).removeprefix(":").strip() if found else "the engine declares no arithmetic",
+        reason=reason(found, counted, verdict).removeprefix(":").strip() if found else "no arithmetic is declared",
         command=as_typed(),
         facts={"file": str(judged.file.path), "SHA-256": judged.file.sha256}
         | {f"candidate: {key}": str(value) for key, value in fingerprint.items()}
@@ -196,16 +196,16 @@ def show(found: StageReport | None, counted: Account | None, verdict: Verdict, p
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
     if counted:
         tables.line(flips_line(counted))
-    say_verdict(verdict, reason(found, verdict))
+    say_verdict(verdict, reason(found, counted, verdict))
 
 
-def reason(found: StageReport, verdict: Verdict) -> str:
+def reason(found: StageReport, counted: Account | None, verdict: Verdict) -> str:
     """What follows the verdict's name."""
     if found.finding.site is not None:
         more = f", and at {len(found.finding.wrong) - 1} more" if len(found.finding.wrong) > 1 else ""
         return f" at {place(*found.finding.site)}: its own error is {found.finding.ratio:.3g} floors{more}"
     if verdict == Verdict.DRIFT:
         return f": {found.declared.name} explain it; no stage is beyond {found.finding.ratio:.2f} floors"
-    if verdict == Verdict.BUG:
-        return " in the tokens: no stage is beyond the floor, but flips are"
+    if verdict == Verdict.BUG and counted:
+        return f" in the tokens, though no stage is beyond the floor: {'; '.join(faults_of(counted))}"
     return f": no stage is beyond {found.finding.ratio:.2f} floors"

@@ -61,7 +61,7 @@ def clean(judged: Arms, truth: stages.Activations) -> float:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", list(FAULTS)[::2])
+@pytest.mark.parametrize("name", list(FAULTS)[::3])
 def test_a_planted_fault_is_named(name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor,
                                   clean: float) -> None:  # fmt: skip
     site, change = FAULTS[name]
