@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from assay.arms import Arms, ground
+from assay.arms import Arms, ground, read_by
 from assay.judging import StageReport
 from formats import InputError, ModelFile
 from formats.cursor import shown
 from formats.durable import Progress
-from formats.protocol import Prompt
 from parity import stages
 from parity.dump import Dump, read
 from parity.sample import Sample
@@ -30,12 +29,8 @@ def opened_dump(folder: Path, file: ModelFile, text: str | None, ids: Sequence[i
     """
     under = ground(file)
     truth = under.truth
-    ours = None
-    if ids is not None:
-        ours = Sample(None, tuple(ids), file.sha256)
-    elif text is not None:
-        prompt = truth.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text)
-        ours = Sample(prompt.text, tuple(truth.tokenizer.encode(prompt)), file.sha256)
+    given = text is not None or ids is not None
+    ours = read_by(truth, text, ids, chat) if given else None
     dump = read(folder, ours.ids if ours else None, file.config)
     if arith is not None:
         if "arith" in dump.engine:

@@ -7,10 +7,10 @@ steps, uniform in ±s/2 (Widrow and Kollár, "Quantization Noise", 2008); that i
 A sum also rounds each of its partial sums, and f32 does not say in which order: the oracle's BLAS adds in many short
 lanes, another engine in one long chain, and both are right. The longest chain adds K terms one by one. Its partial sum
 of k terms is about sqrt(k) terms large and is rounded to 2^-24 of itself, evenly (a standard deviation of 1 / sqrt(3)
-of that), so together they move the result by 2^-24 sqrt(K / 6) of its size (of the row's, where
-terms that cancelled left less). The partial sums of K squares grow like k
-instead: 2^-24 sqrt(K) / 3, of which a root leaves half. ``Reordered`` moves the oracle's sums as far, at random;
-``tests/parity`` holds it against sums that are really added one by one.
+of that), so together they move the result by 2^-24 sqrt(K / 6) of its size (of the row's, where terms that cancelled
+left less). The partial sums of K squares grow like k instead: 2^-24 sqrt(K) / 3, of which a root leaves half.
+``Reordered`` moves the oracle's sums as far, at random; ``tests/parity`` holds it against sums really added one
+by one.
 """
 
 from __future__ import annotations
@@ -65,19 +65,21 @@ def scaled(rounding: Rounding, factor: float) -> Rounding:
 
 
 class Sum(NamedTuple):
-    """How many terms a stage adds up for each of its elements; ``squares``: for each of its rows, the squares of it."""
+    """How many terms a stage adds up for each of its elements (None: one for each token); ``squares``: for each of its
+    rows, the squares of it."""
 
-    terms: int
+    terms: int | None
     squares: bool = False
 
     def noise(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What another order of adding may change in ``x`` [n_tokens, ...], as a random draw."""
         rows = x.reshape(len(x), -1)
+        terms = len(x) if self.terms is None else self.terms
         if self.squares:
-            moved = rows * rng.standard_normal((len(rows), 1)) * self.terms**0.5 / 6
+            moved = rows * rng.standard_normal((len(rows), 1)) * terms**0.5 / 6
         else:
             size = np.sqrt(np.square(rows).mean(1, keepdims=True))
-            moved = np.maximum(size, np.abs(rows)) * rng.standard_normal(rows.shape) * (self.terms / 6) ** 0.5
+            moved = np.maximum(size, np.abs(rows)) * rng.standard_normal(rows.shape) * (terms / 6) ** 0.5
         return moved.reshape(x.shape) * 2.0**-24
 
 
@@ -140,10 +142,10 @@ def each_run(run: Callable[[int], T], seeds: Iterable[int]) -> list[T]:
         return list(pool.map(run, seeds))
 
 
-def sums_of(config: Config, n_tokens: int) -> dict[Key, Sum]:
-    """Every sum of a model that reads ``n_tokens`` tokens."""
+def sums_of(config: Config) -> dict[Key, Sum]:
+    """Every sum of a model."""
     hidden, heads = config.hidden_size, config.n_heads * config.head_dim
-    terms = {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden, "attention": n_tokens, "attn_out": heads,
+    terms = {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden, "attention": None, "attn_out": heads,
              "ffn_gate": hidden, "ffn_up": hidden, "ffn_out": config.ffn_size}  # fmt: skip
     sums: dict[Key, Sum] = {("final_norm", None): Sum(hidden, squares=True), ("logits", None): Sum(hidden)}
     for layer in range(config.n_layers):
@@ -168,7 +170,7 @@ def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Ke
     cache = str(fingerprint.get("cache", "f16" if arith == "ggml" else "f32"))
     if arith not in ("f64", "f32", "ggml", "fast") or cache not in CACHE_BITS:
         return None
-    layers, sums = range(config.n_layers), sums_of(config, n_at_once)
+    layers, sums = range(config.n_layers), sums_of(config)
     # A score adds head_dim products and no tap shows it: the query, which the score is proportional to, is moved. One
     # product of Qwen's biased keys may be nearly all of it; then every partial sum is as large as the score, and
     # together they move it by 2^-24 sqrt(head_dim / 3): as much as 2 sqrt(head_dim) times the last bit, at random.

@@ -164,6 +164,12 @@ def test_verdicts_that_no_engine_here_earns() -> None:
     assert of_flips(counted._replace(noise=np.nan), declared) == Verdict.NOISE
 
 
+def test_a_declaration_of_one_name_is_one_declaration() -> None:
+    """Floors are kept under the name: how many tokens are read at once must not change what it stands for."""
+    one, many = (precision({"arith": "f32"}, n, {}, CONFIG) for n in (1, 128))
+    assert one is not None and many is not None and one.name == many.name and one.sums == many.sums
+
+
 def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
     for fingerprint in ({"engine": "somebody's"}, {"arith": "fp8"}, {"arith": "f32", "cache": "q4"},
                         {"arith": ["f32"], "cache": []}):  # fmt: skip
