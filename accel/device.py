@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from formats.processors import processors
+
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """As Linux names them: the first two on x86, the last on Arm."""
 
@@ -22,8 +24,7 @@ def leave_room_for_callbacks() -> None:
     XLA takes the number of processors from the variable NPROC if there is one; nothing else in it helped (no
     asynchronous dispatch: still one hang in two runs of 150 tapped passes; with this none in six).
     """
-    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if n_processors == 1:
+    if processors() == 1:
         os.environ.setdefault("NPROC", "2")
 
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from formats.processors import processors
+
 
 def n_threads() -> int:
     """Processors this process may use: what our engines take, and so what a peer is given."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors()
 
 
 def machine() -> dict[str, Any]:

@@ -24,7 +24,8 @@ from formats.durable import Progress, quiet
 from formats.errors import InputError
 from formats.ggml_types import BY_NAME, GGMLType
 from formats.mixture import chosen_types
-from formats.quantizers import LOT, processors, quantize
+from formats.processors import processors
+from formats.quantizers import LOT, quantize
 
 
 class Rows(Protocol):

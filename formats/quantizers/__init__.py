@@ -9,7 +9,6 @@ neither changes a byte of the result.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +18,7 @@ from formats import blocks
 from formats.blocks.quants import Quants
 from formats.errors import InputError, NumericError
 from formats.ggml_types import BY_NAME
+from formats.processors import processors
 from formats.quantizers.one_scale import q4_0, q4_1, q5_0, q5_1, q8_0
 from formats.quantizers.scale_and_min import q4_k, q5_k
 from formats.quantizers.signed_scale import q6_k
@@ -73,11 +73,6 @@ def quantize(type_name: str, values: np.ndarray, *, where: str = "values", first
         with ThreadPoolExecutor(threads or processors()) as pool:
             list(pool.map(work, starts))
     return out.reshape(*values.shape[:-1], values.shape[-1] // kind.block_elements * kind.block_bytes)
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stored(type_name: str, x: np.ndarray) -> np.ndarray:
