@@ -171,10 +171,11 @@ def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Ke
     if arith not in ("f64", "f32", "ggml", "fast") or cache not in CACHE_BITS:
         return None
     layers, sums = range(config.n_layers), sums_of(config)
-    # A score adds head_dim products and no tap shows it: the query, which the score is proportional to, is moved. One
-    # product of Qwen's biased keys may be nearly all of it; then every partial sum is as large as the score, and
+    # A score adds head_dim products and no tap shows it, so the key is moved, which the score is proportional to. (Not
+    # the query: Qwen's biased keys share a large element, all scores of a moved query would move alike, and softmax
+    # does not see that.) One product may be nearly all of a score; then every partial sum is as large as the score, and
     # together they move it by 2^-24 sqrt(head_dim / 3): as much as 2 sqrt(head_dim) times the last bit, at random.
-    rounded: dict[Key, Rounding] = {("q_rope", layer): scaled(last_bit, 2 * config.head_dim**0.5) for layer in layers}
+    rounded: dict[Key, Rounding] = {("k_rope", layer): scaled(last_bit, 2 * config.head_dim**0.5) for layer in layers}
     if cache != "f32":  # and the query that meets the cache is rounded like the keys in it
         kept = float_step(CACHE_BITS[cache])
         rounded |= {(stage, layer): kept for stage in ("k_rope", "v_bias", "q_rope") for layer in layers}

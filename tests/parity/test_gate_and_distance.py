@@ -22,6 +22,7 @@ from parity.precision import Precision, block_step, float_step, precision
 from parity.sample import Sample, check_same, check_shapes
 from parity.verdict import Verdict, of_flips, of_stages
 from reference.arithmetic import Arithmetic
+from reference.attention import attention, softmax
 from reference.weights import Weights
 
 CONFIG = open_model(BUILTIN).config
@@ -135,6 +136,27 @@ def test_sums_added_one_by_one_are_what_the_noise_stands_for(
     serial = np.sqrt(np.add.accumulate(squares, axis=1)[:, -1].astype(np.float64))
     expected = squares.shape[1] ** 0.5 / 6 * 2.0**-24
     assert 0.2 < np.sqrt(np.square(serial / exact - 1).mean()) / expected < 1.5
+
+
+def test_scores_added_one_by_one_are_what_the_noise_stands_for() -> None:
+    """Also where keys share an element that is nearly all of every score, as Qwen's biases make them: what moves all
+    scores of a query alike is not seen by softmax, and stands for nothing."""
+    size, declared = CONFIG.head_dim, precision({"arith": "f32"}, 32, {}, CONFIG)
+    assert declared is not None
+    rng = np.random.default_rng(5)
+    q, k, v = rng.standard_normal((3, 32, 1, size)).astype(np.float32)
+    q[..., 3], k[..., 3] = 60 + q[..., 3], 100 + k[..., 3]
+    exact = [x.astype(np.float64) for x in (q, k, v)]
+    truth = attention(*exact)
+    scores = np.add.accumulate(q[:, 0, None] * k[None, :, 0], axis=-1)[..., -1].astype(np.float64) / size**0.5
+    serial = softmax(np.where(np.tri(32, dtype=bool), scores, -np.inf)) @ exact[2][:, 0]
+    moved = []
+    for seed in range(4):
+        tap = declared.noise(seed)
+        keys = ("q_rope", "k_rope", "v_bias")
+        moved.append(attention(*(tap(key, 0, x) for key, x in zip(keys, exact, strict=True))) - truth)
+    ratio = np.linalg.norm(serial[:, None] - truth) / max(map(np.linalg.norm, moved))
+    assert 0.2 < ratio < 1.5, ratio
 
 
 def test_the_step_of_eight_bits_is_a_127th_of_the_largest_in_the_block() -> None:

@@ -65,9 +65,8 @@ def clean(judged: Arms, truth: stages.Activations) -> float:
 def test_a_planted_fault_is_named(name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor,
                                   clean: float) -> None:  # fmt: skip
     site, change = FAULTS[name]
-    # Twice the limit: on these random ids attention of layer 2 is at 3.4 floors, and why is not known yet.
-    finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits, slack=2 * SLACK)
-    assert finding.wrong == (site,) and finding.ratio > 2 * SLACK and finding.forwards <= 6
+    finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
+    assert finding.wrong == (site,) and finding.ratio > SLACK and finding.forwards <= 6
     assert finding.logits_restored is not None and finding.logits_restored < 3 * clean
 
 
