@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from functools import cache
 from pathlib import Path
 
@@ -50,3 +51,17 @@ def multiplies_bf16() -> bool:
         return False
     words = (line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features")))
     return not BF16_FLAGS.isdisjoint(next(words, []))
+
+
+def read_bandwidth() -> float | None:
+    """Bytes a second that the device reads from its own memory, the best of five; None for a processor, whose memory is
+    the machine's."""
+    if jax.default_backend() == "cpu":
+        return None
+    array, total, best = jnp.ones(1 << 28, jnp.float32), jax.jit(jnp.sum), 0.0  # 1 GiB: no cache holds it
+    total(array).block_until_ready()
+    for _ in range(5):
+        started = time.perf_counter()
+        total(array).block_until_ready()
+        best = max(best, array.nbytes / (time.perf_counter() - started))
+    return best

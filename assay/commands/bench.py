@@ -123,9 +123,11 @@ def of_us(facts: dict[str, Any]) -> list[str]:
     ]
     decode = next((row for row in facts["results"] if row["kind"] == "decode"), None)
     if decode:
+        device = facts["engine"]["device"]
+        reader = device if device.startswith(("gpu", "tpu")) else f"{facts['machine']['threads']} threads"
         lines.append(f"{decode['name']} reads {facts['weight_bytes_per_token'] / 1e6:.0f} MB of weights a token: "
-                     f"{decode['bandwidth_share']:.0%} of the {facts['read_bandwidth_bytes_s'] / 1e9:.1f} GB/s that "
-                     f"{facts['machine']['threads']} threads read here")  # fmt: skip
+                     f"{decode['bandwidth_share']:.0%} of the {facts['read_bandwidth_bytes_s'] / 1e9:.1f} GB/s read by "
+                     f"{reader} here")  # fmt: skip
     if facts["batch"] != "together" and any(row["kind"] == "batch" for row in facts["results"]):
         lines.append(f"batch: {facts['engine']['engine']} decodes its sequences {facts['batch']}")
     return lines
