@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -29,7 +30,9 @@ TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fi
 def checked(judged: Arms, ids: list[int], path: str) -> StageReport:
     found = judge_stages(judged, ids, path, 4, quiet)
     assert found is not None
-    assert found.untouched == 0, "taps that change nothing change the logits"
+    # A GPU's compiler adds a tapped program's sums in another order (H100: 2e-7); a processor's does not.
+    may_differ = 0 if jax.default_backend() == "cpu" else 1e-6
+    assert found.untouched is not None and found.untouched <= may_differ, "taps that change nothing change the logits"
     assert max(found.finding.ratios.values()) <= SLACK and found.finding.site is None
     for distances in (found.finding.own, found.finding.inherited):
         assert all(0.5 <= d.std_ratio <= 2.0 for d in distances.values())
