@@ -73,8 +73,13 @@ def read_by(engine: Any, text: str | None, ids: Sequence[int] | None, chat: bool
     """What an engine reads: ``ids`` as they are, or ``text``, which it renders and encodes by itself."""
     if ids is not None:
         return Sample(None, tuple(ids), engine.file.sha256)
-    prompt = engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text or "")
+    prompt = rendered_by(engine, text or "", chat)
     return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
+
+
+def rendered_by(engine: Any, text: str, chat: bool) -> Prompt:
+    """A text as an engine renders it: as a user's message, or as it is."""
+    return engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text)
 
 
 def is_served(engine: str) -> bool:

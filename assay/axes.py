@@ -26,6 +26,7 @@ from parity.bisect import SLACK
 from parity.flips import Account, account, by_prefill_then_decode, observe
 from parity.free_run import FreeRun
 from parity.sample import check_same, place
+from parity.stages import demand_few
 from parity.verdict import Verdict, of_flips
 
 PROMPTS = ("raw", "chat", "chat ids")
@@ -65,11 +66,13 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
         progress: Progress = quiet) -> tuple[list[Cell], str]:  # fmt: skip
     """Every cell, in the order path, prompt, container, engine. The other container is made in a temporary folder.
 
-    Also why there is no other container, empty if there is.
+    Also why there is no other container, empty if there is. Raises InputError for a prompt whose stages cannot be kept.
     """
     with TemporaryDirectory(prefix="assay-axes-") as folder:
         progress(0, 1, "engines")
         under, candidates = ground(file), []
+        for prompt in PROMPTS:
+            demand_few(read_by(under.truth, short, None, prompt != "raw").ids, "prompt", "Give a shorter one")
         containers, missing = both_containers(file, Path(folder))
         for container, one in containers.items():
             for name in names:

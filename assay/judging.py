@@ -49,9 +49,7 @@ def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress:
     """
     if path == "decode":
         ids = ids[: arms.candidate.fingerprint().get("int8_up_to") or len(ids)]
-    if len(ids) > stages.MAX_TOKENS:
-        raise InputError(f"{len(ids)} tokens, but stages are kept for at most {stages.MAX_TOKENS}", where="prompt",
-                         remedy="'assay flips' reads longer texts")  # fmt: skip
+    stages.demand_few(ids, "prompt", "'assay flips' reads longer texts")
     declared = arms.declared(len(ids))
     if declared is None:
         return None

@@ -53,9 +53,7 @@ def judge_dump(arms: Arms, runs: int, progress: Progress) -> StageReport | None:
     """
     dump: Dump = arms.candidate
     ids = list(dump.ids)
-    if len(ids) > stages.MAX_TOKENS:
-        raise InputError(f"{len(ids)} tokens, but stages are kept for at most {stages.MAX_TOKENS}", where="--dump",
-                         remedy="Trace a shorter prompt")  # fmt: skip
+    stages.demand_few(ids, "--dump", "Trace a shorter prompt")
     declared = arms.declared(len(ids))
     if declared is None:
         return None

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from formats import NumericError
+from formats import InputError, NumericError
 from formats.protocol import Tap
 from parity.distance import Distance, distance
 from parity.precision import Key, Precision, Tapped, each_run
@@ -30,6 +30,12 @@ Distances = dict[Key, Distance]
 
 MAX_TOKENS = 128
 """Of a sample whose stages are kept: 0.5B in f64, 5 MB a token."""
+
+
+def demand_few(ids: Sequence[int], where: str, remedy: str) -> None:
+    """Raise InputError if a sample is too long for its stages to be kept."""
+    if len(ids) > MAX_TOKENS:
+        raise InputError(f"{len(ids)} tokens, but stages are kept for at most {MAX_TOKENS}", where=where, remedy=remedy)
 
 
 def unchanged(stage: str, layer: int | None, activation: Any) -> Any:

@@ -25,6 +25,7 @@ from assay.commands.comparison import (
     comparing,
     demand_all_free,
     exit_code,
+    other_samples_reported,
     say_verdict,
     write_junit,
 )
@@ -63,8 +64,9 @@ def command(
     if minify is not None and minify.suffix != ".py":
         raise InputError(f"{minify.name!r} is no name for a script", where="--minify", remedy="Let it end in .py")
     demand_all_free(minify, arrays_of(minify), junit, force=force)
-    with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
-                   default=QUICK) as (judged, sample, progress):  # fmt: skip
+    with (other_samples_reported(junit, force=force),
+          comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
+                    default=QUICK) as (judged, sample, progress)):  # fmt: skip
         found = judge_stages(judged, sample, path, runs, progress)
         shown = minify is not None and found is not None and write_repro(minify, judged, found, force=force)
     verdict = found.verdict if found else Verdict.UNCALIBRATED

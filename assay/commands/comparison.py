@@ -16,11 +16,11 @@ from assay.commands import options, tables
 from assay.commands.run import parse_ids, prompt_text
 from assay.judging import PATHS
 from assay.progress import bar
-from formats import InputError
+from formats import InputError, SampleError
 from formats.durable import Progress, demand_free, replacing
 from formats.errors import DIFFERENT, UNDECIDED
 from parity.flips import Account
-from parity.junit import Case, junit
+from parity.junit import Case, Outcome, junit
 from parity.verdict import Verdict
 
 Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
@@ -110,6 +110,19 @@ def write_junit(path: Path | None, cases: Sequence[Case], judged: Arms, verdict:
                   "model.sha256": judged.file.sha256, **fingerprints}  # fmt: skip
     with replacing(path, force=force) as file:
         file.write(junit(f"assay {sys.argv[1]}", cases, properties))
+
+
+@contextmanager
+def other_samples_reported(path: Path | None, *, force: bool) -> Iterator[None]:
+    """Two sides that did not read the same are an error in the file of ``--junit``, too."""
+    try:
+        yield
+    except SampleError as error:
+        if path is not None:
+            case = Case("sample", "both sides read the same", Outcome.ERROR, str(error))
+            with replacing(path, force=force) as file:
+                file.write(junit(f"assay {sys.argv[1]}", [case], {"command": as_typed(), "verdict": "OTHER SAMPLE"}))
+        raise
 
 
 def flips_of(counted: Account | None) -> str:

@@ -27,6 +27,7 @@ from assay.commands.comparison import (
     exit_code,
     flips_line,
     flips_of,
+    other_samples_reported,
     say_verdict,
     write_junit,
 )
@@ -70,8 +71,9 @@ def command(
     demand_all_free(junit, force=force)
     if is_served(engine):
         path = "decode"
-    with comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
-                   taps=False, endpoint_model=endpoint_model) as (judged, sample, progress):  # fmt: skip
+    with (other_samples_reported(junit, force=force),
+          comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
+                    taps=False, endpoint_model=endpoint_model) as (judged, sample, progress)):  # fmt: skip
         positions = judge_flips(judged, sample, path, runs, progress)
         written = judge_free_run(judged, sample, free, runs, progress) if free else None
     if positions is None:

@@ -28,6 +28,7 @@ from assay.commands.comparison import (
     exit_code,
     flips_line,
     flips_of,
+    other_samples_reported,
     say_verdict,
     write_junit,
 )
@@ -75,8 +76,9 @@ def command(
     """
     demand_all_free(report, junit, force=force)
     asked = (prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type)
-    with (comparing(*asked, taps=True, default=QUICK) if dump is None else
-          comparing_dump(dump, *asked)) as (judged, sample, progress):  # fmt: skip
+    with (other_samples_reported(junit, force=force),
+          comparing(*asked, taps=True, default=QUICK) if dump is None else
+          comparing_dump(dump, *asked) as (judged, sample, progress)):  # fmt: skip
         if dump is None:
             found = judge_stages(judged, sample, path, runs, progress)
             numbers = found is None or found.untouched is not None

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from assay.arms import read_by, rendered_by
 from assay.commands import options, tables
 from assay.commands.comparison import QUICK, Chat, Ids, Prompt, PromptFile
 from assay.commands.run import parse_ids, prompt_text
 from formats import InputError, NumericError
 from formats.anatomy import STAGES
 from formats.errors import DIFFERENT
-from formats.protocol import Prompt as Rendered
 from parity.dump import Dump, has_manifest, read
 from parity.recorder import Recorder, recording
 from parity.sample import Sample, place
@@ -65,12 +65,8 @@ def command(
         raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
     forced = None if ids is None else parse_ids(ids)
     loaded = options.open_engine(model, engine, arith, True, cache_type=cache_type)
-    if forced is not None:
-        sample, literal = Sample(None, tuple(forced), loaded.file.sha256), ()
-    else:
-        rendered = loaded.chat_prompt([{"role": "user", "content": text}]) if chat else Rendered(text)
-        literal = rendered.literal
-        sample = Sample(rendered.text, tuple(loaded.tokenizer.encode(rendered)), loaded.file.sha256)
+    sample = read_by(loaded, text, forced, chat)
+    literal = rendered_by(loaded, text, chat).literal if forced is None else ()
     loaded.file.check_ids(sample.ids)
     with (recording(out, sample, literal, loaded.fingerprint(), layout=layout, force=force) as tap,
           suppress(NumericError)):  # fmt: skip  # of the logits: every stage has been shown by then

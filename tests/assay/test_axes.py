@@ -141,3 +141,14 @@ def test_a_file_that_the_other_container_cannot_hold(ways: Callable[..., int], m
 ])  # fmt: skip
 def test_requests_that_cannot_be_carried_out(arguments: tuple[str, ...]) -> None:
     assert assay(*arguments).is_refusal(2) and assay(*arguments, "--json").is_refusal(2)
+
+
+def test_a_prompt_whose_stages_cannot_be_kept_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only the chat template makes it too long."""
+
+    def no_work(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was loaded for a prompt that is too long")
+
+    monkeypatch.setattr(axes, "both_containers", no_work)
+    for text in ("a b c d " * 100, "a " * 110):
+        assert assay("axes", text).is_refusal(2)

@@ -14,11 +14,15 @@ import pytest
 from command_line import assay
 
 import reference.linear
+import reference.model
+from formats import SampleError
 from formats.errors import DIFFERENT, UNDECIDED
+from formats.protocol import Prompt
 
 ORACLE = ("--engine", "reference", "--arith", "ggml")
 TEXT = "def fib(n):\n    return"
 N_STAGES = 3 + 19 * 4
+OTHER_SAMPLE = SampleError.exit_code
 
 
 @pytest.fixture
@@ -89,6 +93,26 @@ def test_no_floor_is_an_error_and_no_pass(
     assert assay(command, TEXT, *ORACLE, "--junit", str(tmp_path / "results.xml")).code == UNDECIDED
     suite = suite_of(tmp_path / "results.xml")
     assert suite.attrib["tests"] == suite.attrib["errors"] == str(cases)
+
+
+@pytest.mark.parametrize("command", ["parity", "bisect", "flips"])
+def test_another_sample_is_an_error_and_no_pass(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The oracle is asked first; the candidate then reads a template of its own."""
+    right, asked = reference.model.Model.chat_prompt, []
+
+    def other(model: Any, messages: Any) -> Prompt:
+        asked.append(model)
+        return Prompt(right(model, messages).text + "\n" * (len(asked) - 1))
+
+    monkeypatch.setattr(reference.model.Model, "chat_prompt", other)
+    found = assay(command, TEXT, *ORACLE, "--chat", "--junit", str(tmp_path / "results.xml"))
+    assert found.is_refusal(OTHER_SAMPLE)
+    suite = suite_of(tmp_path / "results.xml")
+    assert not_passed(suite) == [("sample", "both sides read the same", "error")] and suite.attrib["tests"] == "1"
+    (case,) = suite.iter("testcase")
+    assert "rendered prompt" in case[0].attrib["message"]
 
 
 def test_tokens_of_logits_that_are_no_numbers_are_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
