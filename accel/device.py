@@ -45,12 +45,17 @@ def multiplies_bf16() -> bool:
         return True
     if platform.system() == "Darwin":
         return False  # XLA uses none there
+    return not BF16_FLAGS.isdisjoint(instructions())
+
+
+def instructions() -> frozenset[str]:
+    """Names of the processor's instruction sets, as Linux lists them; empty where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return False
+        return frozenset()
     words = (line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features")))
-    return not BF16_FLAGS.isdisjoint(next(words, []))
+    return frozenset(next(words, []))
 
 
 def read_bandwidth() -> float | None:

@@ -22,7 +22,7 @@ from accel.chat import render
 from accel.device import dense_type, leave_room_for_callbacks
 from accel.matmul import FEW_TOKENS
 from accel.pack import pack, plan
-from accel.programs import Programs, give_back_memory, keep_programs_on_disk
+from accel.programs import Programs, give_back_memory
 from accel.rope import rope_table
 from accel.sampler import Choice, Settings, settings_of
 from accel.steps import State, decode, read, read_all, untapped
@@ -57,10 +57,10 @@ class Model:
                 raise InputError(f"the accelerated engine has no {what} {value!r}", where=where,
                                  remedy=f"Choose one of {', '.join(known)}")  # fmt: skip
         leave_room_for_callbacks()
-        keep_programs_on_disk()
         self.file, self.arith, self.cache_type = file, arith, cache_type
         self.open_s = 0.0
-        self.programs = Programs()
+        self.programs = Programs((file.config, arith, len(file.vocabulary)))
+        self._programs_with_taps = Programs()
         self._rope_tables: dict[int, jax.Array] = {}
         self._end_ids = np.array(sorted(file.vocabulary.end_ids), np.int32)
         self._read_all = jax.jit(partial(read_all, file.config, arith, untapped))
@@ -119,7 +119,8 @@ class Model:
         name, function = ("tapped", self._read_tapped) if tap else ("all", self._read_all)
         key = (name, len(padded), cache.capacity)
         turns = self._turns(cache.capacity)
-        logits = self.programs.run(key, function, self.params, padded, turns, cache.k, cache.v)
+        programs = self._programs_with_taps if tap else self.programs
+        logits = programs.run(key, function, self.params, padded, turns, cache.k, cache.v)
         return finite_logits(logits)[: len(ids)]
 
     def read(self, ids: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings,

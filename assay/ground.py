@@ -26,6 +26,7 @@ import reference
 from assay import engines
 from formats import InputError
 from formats.durable import replacing
+from formats.source import source_digest
 from parity import stages
 from parity.precision import Precision
 from parity.prediction import Prediction, predict
@@ -96,11 +97,7 @@ class Ground:
 @cache
 def code() -> str:
     """SHA-256 of the source that makes a floor: decoders, oracle, noise and distance."""
-    digest = hashlib.sha256()
-    for package in (formats, parity, reference):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return source_digest(formats, parity, reference)
 
 
 def folder() -> Path | None:

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import accel
+from accel import kept_programs
+from accel.kept_programs import path_of
 from accel.pack import plan
 from accel.programs import Programs
 from goldens import BUILTIN
 
 NEXT_PROCESS = """
-import sys, jax, accel
-hits = []
-jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
-model = accel.load(sys.argv[1])
-print(accel.generate(model, list(range(9)), max_tokens=4).ids, sum("cache_hits" in event for event in hits))
+import sys, accel, accel.programs
+compiled = []
+right = accel.programs.compiled
+accel.programs.compiled = lambda function, *arguments: compiled.append(function) or right(function, *arguments)
+model = accel.load(sys.argv[1], arith=sys.argv[2])
+print(accel.generate(model, list(range(9)), max_tokens=4).ids, len(compiled))
 """
 
 
@@ -41,19 +45,51 @@ def test_the_plan_is_what_is_packed() -> None:
     assert shapes == jax.tree.map(lambda a: (a.shape, a.dtype), plan(model.file))
 
 
-def test_the_next_process_finds_the_programs(tmp_path: Path) -> None:
-    """And works as well where it may not keep any."""
-    def run(cache: Path, switch: str) -> str:
-        environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "ASSAY_XLA_CACHE": switch}
-        command = [sys.executable, "-c", NEXT_PROCESS, str(BUILTIN)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
-        return done.stdout.strip()
+def in_next_process(cache: Path, switch: str = "on", arith: str = "fast", **more: str) -> tuple[str, int]:
+    """The ids that a new process generates, and how many programs it compiled for that."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "ASSAY_XLA_CACHE": switch, **more}
+    command = [sys.executable, "-c", NEXT_PROCESS, str(BUILTIN), arith]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    ids, compiled = done.stdout.strip().rsplit(" ", 1)
+    return ids, int(compiled)
 
-    first, second = run(tmp_path, "on"), run(tmp_path, "on")
-    ids, hits = first.rsplit(" ", 1)
-    assert hits == "0" and second.rsplit(" ", 1)[0] == ids and int(second.rsplit(" ", 1)[1]) >= 2
-    assert any((tmp_path / "assay" / "xla").iterdir())
+
+def test_the_next_process_finds_the_programs(tmp_path: Path) -> None:
+    """Whole, so that it traces none; others' it does not take, nor damaged ones."""
+    ids, n_compiled = in_next_process(tmp_path)
+    assert n_compiled == 2 and in_next_process(tmp_path) == (ids, 0)
+    programs = list((tmp_path / "assay" / "xla").glob("*.program"))
+    assert len(programs) == 2
+    assert in_next_process(tmp_path, arith="f32")[1] == 2
+    for program in programs:
+        program.write_bytes(program.read_bytes()[:-1])
+    assert in_next_process(tmp_path) == (ids, 2) and in_next_process(tmp_path) == (ids, 0)
+
+
+def test_where_no_programs_may_be_kept_they_are_compiled(tmp_path: Path) -> None:
     nowhere = tmp_path / "file"
     nowhere.write_text("")
-    assert run(nowhere, "on") == first
-    assert run(tmp_path / "other", "off") == first and not (tmp_path / "other").exists()
+    ids, n_compiled = in_next_process(nowhere)
+    assert n_compiled == 2 and in_next_process(tmp_path / "other", "off") == (ids, 2)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_user_who_has_jax_keep_programs_has_only_jax_keep_them(tmp_path: Path) -> None:
+    """Written again from JAX's cache, a program fails when it is run."""
+    everything = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    ids, n_compiled = in_next_process(tmp_path, **everything)
+    assert n_compiled == 2 and in_next_process(tmp_path, **everything) == (ids, 2)
+    assert any((tmp_path / "jax").iterdir()) and not (tmp_path / "assay" / "xla").exists()
+
+
+def test_a_program_is_another_for_other_shapes_types_and_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_XLA_CACHE", "on")
+    struct, packed = jax.ShapeDtypeStruct, accel.load(BUILTIN).params
+    arguments = [(struct((3,), jnp.float32),), (struct((4,), jnp.float32),), (struct((3,), jnp.int32),),
+                 {"a": struct((3,), jnp.float32)}, packed]  # fmt: skip
+    names = {path_of(made_from, one) for one in arguments for made_from in ("a", "b")}
+    assert len(names) == 10 and all(name in str(jax.tree.structure(packed)) for name in ("Q4_K", "Q6_K"))
+    monkeypatch.setattr(kept_programs, "surroundings", lambda: "another processor")
+    assert path_of("a", arguments[0]) not in names
+    monkeypatch.setenv("ASSAY_XLA_CACHE", "off")
+    assert path_of("a", arguments[0]) is None
