@@ -8,32 +8,15 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from assay.commands import (
-    axes,
-    bench,
-    bisect,
-    chat,
-    convert,
-    diff,
-    flips,
-    hex,
-    inspect,
-    options,
-    parity,
-    pull,
-    quantize,
-    run,
-    tensors,
-    tokenize,
-    trace,
-    validate,
-)
+from assay.commands import options
 from formats import AssayError
 
 EPILOG = (
@@ -42,31 +25,9 @@ EPILOG = (
     "9 not the same sample; 10 no verdict; 130 interrupted."
 )
 
-app = typer.Typer(
-    name="assay",
-    help="Does the fast engine compute what the model file says?",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("run", epilog=EPILOG)(run.command)
-app.command("chat", epilog=EPILOG)(chat.command)
-app.command("tokenize", epilog=EPILOG)(tokenize.command)
-app.command("inspect", epilog=EPILOG)(inspect.command)
-app.command("convert", epilog=EPILOG)(convert.command)
-app.command("tensors", epilog=EPILOG)(tensors.command)
-app.command("validate", epilog=EPILOG)(validate.command)
-app.command("hex", epilog=EPILOG)(hex.command)
-app.command("diff", epilog=EPILOG)(diff.command)
-app.command("pull", epilog=EPILOG)(pull.command)
-app.command("bench", epilog=EPILOG)(bench.command)
-app.command("parity", epilog=EPILOG)(parity.command)
-app.command("flips", epilog=EPILOG)(flips.command)
-app.command("bisect", epilog=EPILOG)(bisect.command)
-app.command("axes", epilog=EPILOG)(axes.command)
-app.command("trace", epilog=EPILOG)(trace.command)
-app.command("quantize", epilog=EPILOG)(quantize.command)
+COMMANDS = ("run", "chat", "tokenize", "inspect", "convert", "tensors", "validate", "hex", "diff", "pull", "bench",
+            "parity", "flips", "bisect", "axes", "trace", "quantize")  # fmt: skip
+"""Modules of ``assay/commands``, in the order of ``assay --help``."""
 
 
 def version(wanted: bool) -> None:
@@ -82,11 +43,29 @@ def version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def assay(
     _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Does the fast engine compute what the model file says?"""
+
+
+def app_for(arguments: Sequence[str]) -> typer.Typer:
+    """The command line, with the one command that is asked for, or with all of them.
+
+    Importing all takes a fifth of a second, which a warm start would notice.
+    """
+    app = typer.Typer(
+        name="assay",
+        help="Does the fast engine compute what the model file says?",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(assay)
+    for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
+        app.command(name, epilog=EPILOG)(import_module(f"assay.commands.{name}").command)
+    return app
 
 
 def main() -> None:
@@ -110,7 +89,7 @@ def outcome() -> int:
     Typer's own runner is not used: it turns a broken pipe into exit code 1 and says nothing about Ctrl-C.
     """
     try:
-        command = typer.main.get_command(app)
+        command = typer.main.get_command(app_for(sys.argv[1:]))
         with command.make_context("assay", sys.argv[1:]) as context:
             command.invoke(context)
     except typer.Exit as exit_:
