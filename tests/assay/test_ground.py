@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from planted import IDS
 
+import formats
+import parity
+import reference
 from assay.arms import Arms, arms
-from assay.ground import Ground
+from assay.ground import Ground, code
 from formats import open_model
 from goldens import BUILTIN
 
@@ -54,6 +58,39 @@ def test_a_floor_is_measured_once(cached: Path) -> None:
     second.prediction(IDS, declared, 2, seed=1)
     second.floor(IDS, declared._replace(name="other"), 2)
     assert counting.asked == 2 + 4 + 2 + 2 and len(list(cached.iterdir())) == 6
+
+
+@pytest.mark.parametrize("changed", ["weights", "source"])
+def test_of_other_weights_or_by_other_code_it_is_another_floor(cached: Path, changed: str,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    judged = arms(open_model(BUILTIN), "reference", "f32")
+    declared = judged.declared(len(IDS))
+    assert declared is not None
+    judged.ground.floor(IDS, declared, 2)
+    other, counting = of_another_day(judged)
+    if changed == "weights":
+        assert judged.file.sha256 != "0" * 64
+        monkeypatch.setitem(judged.file.__dict__, "sha256", "0" * 64)
+    else:
+        monkeypatch.setattr("assay.ground.code", lambda: "0" * 64)
+    other.floor(IDS, declared, 2)
+    assert counting.asked == 2 and len(list(cached.iterdir())) == 2
+
+
+def test_every_package_that_makes_a_floor_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code.cache_clear()
+    known = {code()}
+    for package in (formats, parity, reference):
+        copied = tmp_path / package.__name__
+        shutil.copytree(Path(package.__path__[0]), copied)
+        some = next(copied.rglob("*.py"))
+        some.write_text(some.read_text() + "\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(package, "__path__", [str(copied)])
+            code.cache_clear()
+            known.add(code())
+    code.cache_clear()
+    assert len(known) == 4
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", b"\x93NUMPY\x01\x00\xff\xff"])

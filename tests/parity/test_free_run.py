@@ -36,7 +36,9 @@ class Writer:
             if token is None:
                 break
             written.append(token)
-        return written, [ANSWER_MARGINS[len(ids) - 2 + i] + self.off for i in range(len(written))]
+        first = len(ids) - 2
+        return written, [(99.0 if at in self.others else ANSWER_MARGINS[at] + self.off)
+                         for at in range(first, first + len(written))]  # fmt: skip
 
 
 def test_a_right_writer_is_asked_once() -> None:
