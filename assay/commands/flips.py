@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from assay.arms import WINDOW, Arms, is_served
+from assay.arms import WINDOW, Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
     DECLARE,
@@ -69,8 +69,6 @@ def command(
     and there are as many as expected; 8: not so; 10: no floor.
     """
     demand_all_free(junit, force=force)
-    if is_served(engine):
-        path = "decode"
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
                     taps=False, endpoint_model=endpoint_model) as (judged, sample, progress)):  # fmt: skip
