@@ -37,6 +37,8 @@ from formats.processors import processors
 from formats.source import source_digest
 
 DIGEST_BYTES = 32
+NOT_SERIALIZABLE = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)
+"""What JAX says where a device's programs cannot be written or read."""
 
 
 def folder() -> Path | None:
@@ -60,16 +62,21 @@ def path_of(made_from: Any, arguments: Any) -> Path | None:
     return where / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.program"
 
 
-@cache
 def surroundings() -> tuple[Any, ...]:
     """Everything else that a compiled program depends on."""
     device = jax.devices()[0]
     settings = {key: value for key, value in jax.config.values.items()
                 if isinstance(value, str | int | float | None) and "cache" not in key}  # fmt: skip
     flags = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "NPROC", "LIBTPU_"))}
-    return (source_digest(accel, formats), jax.__version__, version("jaxlib"), np.__version__, sorted(settings.items()),
+    return (engine_source(), jax.__version__, version("jaxlib"), np.__version__, sorted(settings.items()),
             sorted(flags.items()), processors(), device.platform, device.device_kind, device.client.platform_version,
             sorted(instructions()))  # fmt: skip
+
+
+@cache
+def engine_source() -> str:
+    """SHA-256 of the source that is traced."""
+    return source_digest(accel, formats)
 
 
 def load(path: Path | None) -> Any:
@@ -81,7 +88,7 @@ def load(path: Path | None) -> Any:
         if hashlib.sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:
             return None
         return serialize_executable.deserialize_and_load(*pickle.loads(zlib.decompress(data[DIGEST_BYTES:])))
-    except OSError:
+    except (OSError, *NOT_SERIALIZABLE):
         return None
 
 
@@ -89,8 +96,8 @@ def save(path: Path | None, program: Any) -> None:
     """Keep a compiled program, if it can be kept."""
     if path is None:
         return
-    data = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
-    with suppress(OSError, InputError):  # a cache that cannot be written to is none
+    with suppress(OSError, InputError, *NOT_SERIALIZABLE):  # a cache that cannot be written to is none
+        data = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, force=True) as file:
             file.write(hashlib.sha256(data).digest() + data)

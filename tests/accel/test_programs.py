@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,3 +94,27 @@ def test_a_program_is_another_for_other_shapes_types_and_surroundings(monkeypatc
     assert path_of("a", arguments[0]) not in names
     monkeypatch.setenv("ASSAY_XLA_CACHE", "off")
     assert path_of("a", arguments[0]) is None
+
+
+@pytest.mark.parametrize("refuses", ["serialize", "deserialize_and_load"])
+def test_a_device_whose_programs_cannot_be_kept_compiles_them(refuses: str, monkeypatch: pytest.MonkeyPatch,
+                                                              tmp_path: Path) -> None:  # fmt: skip
+    def refuse(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: serialization")
+
+    program, path = jax.jit(lambda x: 2 * x).lower(1.0).compile(), tmp_path / "x.program"
+    kept_programs.save(path, program)
+    assert kept_programs.load(path)(3.0) == 6.0
+    monkeypatch.setattr(kept_programs.serialize_executable, refuses, refuse)
+    if refuses == "serialize":
+        path.unlink()
+        kept_programs.save(path, program)
+        assert not path.exists()
+    assert kept_programs.load(path) is None
+
+
+def test_a_setting_that_changes_makes_another_program() -> None:
+    before = kept_programs.surroundings()
+    with jax.default_matmul_precision("highest"):
+        assert kept_programs.surroundings() != before
+    assert kept_programs.surroundings() == before
