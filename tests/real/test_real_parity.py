@@ -79,3 +79,16 @@ def test_llama_cpp_drifts_as_its_arithmetic_says() -> None:
         counted = account(positions)
         assert of_flips(counted, judged.declared(1)) == Verdict.DRIFT
         assert 1e-5 < counted.kl_mean < 1e-2
+
+
+@pytest.mark.real
+def test_the_first_token_of_chatml_is_as_far_off_as_eight_bits_put_it() -> None:
+    """On the 1.5B by nats, in every engine of that arithmetic: no fault, and the floor has to know it."""
+    judged = arms(open_model(find("qwen2.5-coder-1.5b")), "accel", "fast")
+    ids = judged.sample(SHORT, None, chat=True)[:2]
+    found = judge_stages(judged, ids, "decode", 2, quiet)
+    assert found is not None and found.verdict == Verdict.DRIFT, found and (found.finding.site, found.finding.ratio)
+    positions = judge_flips(judged, ids, "decode", 2, quiet)
+    assert positions is not None and positions.divergence.kl[0] > 1 and positions.flipped[0]
+    counted = account(positions)
+    assert not counted.unexplained and of_flips(counted, judged.declared(1)) == Verdict.DRIFT
