@@ -32,6 +32,7 @@ import accel
 import formats
 from accel.device import instructions
 from formats import InputError
+from formats.cache_folder import cache_folder
 from formats.durable import replacing
 from formats.processors import processors
 from formats.source import source_digest
@@ -45,8 +46,7 @@ def folder() -> Path | None:
     """Where programs are kept; None if the user does not want it (``ASSAY_XLA_CACHE=off``) or has JAX keep them."""
     if os.environ.get("ASSAY_XLA_CACHE") == "off" or jax.config.values["jax_compilation_cache_dir"]:
         return None
-    cache_home = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(cache_home if os.path.isabs(cache_home) else os.path.expanduser("~/.cache"), "assay", "xla")
+    return cache_folder("xla")
 
 
 def path_of(made_from: Any, arguments: Any) -> Path | None:

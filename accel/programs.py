@@ -24,7 +24,7 @@ class Programs:
     """Compiled programs by key.
 
     ``made_from``: what they are made from beside key and arguments, as plain data; None if that cannot be said, or if
-    they call the host back. Then they are not kept whole.
+    they call the host back. Then they are not kept on disk.
     """
 
     def __init__(self, made_from: tuple[Any, ...] | None = None) -> None:

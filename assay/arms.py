@@ -73,13 +73,17 @@ def read_by(engine: Any, text: str | None, ids: Sequence[int] | None, chat: bool
     """What an engine reads: ``ids`` as they are, or ``text``, which it renders and encodes by itself."""
     if ids is not None:
         return Sample(None, tuple(ids), engine.file.sha256)
-    prompt = rendered_by(engine, text or "", chat)
-    return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
+    return encoded_by(engine, rendered_by(engine, text or "", chat))
 
 
 def rendered_by(engine: Any, text: str, chat: bool) -> Prompt:
     """A text as an engine renders it: as a user's message, or as it is."""
     return engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text)
+
+
+def encoded_by(engine: Any, prompt: Prompt) -> Sample:
+    """What an engine reads of a rendered prompt."""
+    return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
 
 
 def is_served(engine: str) -> bool:

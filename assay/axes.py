@@ -25,7 +25,7 @@ from formats.durable import Progress
 from parity.bisect import SLACK
 from parity.flips import Account, account, by_prefill_then_decode, observe
 from parity.free_run import FreeRun
-from parity.sample import check_same, place
+from parity.sample import OTHER_SAMPLE, check_same, place
 from parity.stages import demand_few
 from parity.verdict import Verdict, of_flips
 
@@ -40,8 +40,6 @@ WRITTEN = 24
 """Tokens that a candidate writes by itself."""
 OTHERS = ("The sea is", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,")
 """Prompts that are decoded beside the judged one in a batch."""
-OTHER_SAMPLE = "OTHER SAMPLE"
-"""The verdict on a candidate that read something else."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
     with TemporaryDirectory(prefix="assay-axes-") as folder:
         progress(0, 1, "engines")
         under, candidates = ground(file), []
-        for prompt in PROMPTS:
-            demand_few(read_by(under.truth, short, None, prompt != "raw").ids, "prompt", "Give a shorter one")
+        for chat in (False, True):
+            demand_few(read_by(under.truth, short, None, chat).ids, "prompt", "Give a shorter one")
         containers, missing = both_containers(file, Path(folder))
         for container, one in containers.items():
             for name in names:

@@ -25,6 +25,7 @@ import parity
 import reference
 from assay import engines
 from formats import InputError
+from formats.cache_folder import cache_folder
 from formats.durable import replacing
 from formats.source import source_digest
 from parity import stages
@@ -104,8 +105,7 @@ def folder() -> Path | None:
     """Where floors are kept; None if ``ASSAY_FLOORS`` is ``off``: then they are measured anew."""
     if os.environ.get("ASSAY_FLOORS") == "off":
         return None
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"), "assay", "floors")
+    return cache_folder("floors")
 
 
 def kept(key: str, shape: tuple[int | None, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:

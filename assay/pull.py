@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from assay import from_url, from_wheels
 from assay.catalogue import Entry, Source, Wheels, catalogue
 from formats import InputError, SourceError
+from formats.cache_folder import cache_folder
 from formats.durable import Progress, beside, place, quiet, sha256_of
 
 Report = Callable[[str], None]
@@ -86,11 +87,10 @@ def entry_named(name: str) -> Entry:
 
 
 def default_folder() -> Path:
-    """``$ASSAY_HOME/models``, or else ``assay/models`` in the user's cache folder (XDG Base Directory)."""
+    """``$ASSAY_HOME/models``, or else ``assay/models`` in the user's cache folder."""
     if home := os.environ.get("ASSAY_HOME"):
         return Path(os.path.expanduser(home), "models")
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"), "assay", "models")
+    return cache_folder("models")
 
 
 def is_good(final: Path, entry: Entry, progress: Progress = quiet) -> bool:

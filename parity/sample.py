@@ -13,6 +13,9 @@ from typing import Any
 
 from formats.errors import SampleError
 
+OTHER_SAMPLE = "OTHER SAMPLE"
+"""What is said in a verdict's place of a candidate that read something else."""
+
 
 @dataclass(frozen=True)
 class Sample:

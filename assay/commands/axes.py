@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from assay.axes import ENGINES, OTHER_SAMPLE, PROMPTS, SHORT, Cell, run
+from assay.axes import ENGINES, PROMPTS, SHORT, Cell, run
 from assay.commands import options, tables
 from assay.commands.comparison import Runs
 from assay.progress import bar
 from formats import InputError
 from formats.errors import DIFFERENT, UNDECIDED
 from parity.attribution import attribute
+from parity.sample import OTHER_SAMPLE
 from parity.verdict import Verdict
 
 

@@ -21,6 +21,7 @@ from formats.durable import Progress, demand_free, replacing
 from formats.errors import DIFFERENT, UNDECIDED
 from parity.flips import Account
 from parity.junit import Case, Outcome, junit
+from parity.sample import OTHER_SAMPLE
 from parity.verdict import Verdict
 
 Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
@@ -121,7 +122,7 @@ def other_samples_reported(path: Path | None, *, force: bool) -> Iterator[None]:
         if path is not None:
             case = Case("sample", "both sides read the same", Outcome.ERROR, str(error))
             with replacing(path, force=force) as file:
-                file.write(junit(f"assay {sys.argv[1]}", [case], {"command": as_typed(), "verdict": "OTHER SAMPLE"}))
+                file.write(junit(f"assay {sys.argv[1]}", [case], {"command": as_typed(), "verdict": OTHER_SAMPLE}))
         raise
 
 

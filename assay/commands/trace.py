@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from assay.arms import read_by, rendered_by
+from assay.arms import encoded_by, read_by, rendered_by
 from assay.commands import options, tables
 from assay.commands.comparison import QUICK, Chat, Ids, Prompt, PromptFile
 from assay.commands.run import parse_ids, prompt_text
@@ -65,8 +65,11 @@ def command(
         raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
     forced = None if ids is None else parse_ids(ids)
     loaded = options.open_engine(model, engine, arith, True, cache_type=cache_type)
-    sample = read_by(loaded, text, forced, chat)
-    literal = rendered_by(loaded, text, chat).literal if forced is None else ()
+    if forced is not None:
+        sample, literal = read_by(loaded, None, forced, chat), ()
+    else:
+        rendered = rendered_by(loaded, text, chat)
+        sample, literal = encoded_by(loaded, rendered), rendered.literal
     loaded.file.check_ids(sample.ids)
     with (recording(out, sample, literal, loaded.fingerprint(), layout=layout, force=force) as tap,
           suppress(NumericError)):  # fmt: skip  # of the logits: every stage has been shown by then
