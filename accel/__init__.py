@@ -1,6 +1,6 @@
 """The fast twin: Qwen2 in JAX, jit-compiled, on whatever device JAX finds.
 
-    import accel
+    from assay import accel
     model = accel.load("model.gguf")
     for step in accel.stream_generate(model, "def fib(n):"):
         print(step.text, end="", flush=True)
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from accel.generate import generate, generate_batch, stream_generate
-from accel.model import ARITHMETICS, Model
-from formats import ModelFile, open_model
+from assay.accel.generate import generate, generate_batch, stream_generate
+from assay.accel.model import ARITHMETICS, Model
+from assay.formats import ModelFile, open_model
 
 __all__ = ["ARITHMETICS", "Model", "generate", "generate_batch", "load", "stream_generate"]
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import bitcast_convert_type
 
-from formats.errors import ModelError
-from formats.ggml_types import BY_NAME
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.errors import ModelError
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 

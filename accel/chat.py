@@ -21,9 +21,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from formats.errors import InputError, TemplateError
-from formats.messages import checked_control_tokens, checked_messages, checked_tools
-from formats.protocol import Prompt
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.messages import checked_control_tokens, checked_messages, checked_tools
+from assay.formats.errors import InputError, TemplateError
 
 SANDBOX = Path(__file__).with_name("chat_sandbox.py")
 MAX_TEMPLATE_BYTES = 64 << 10
@@ -41,7 +41,7 @@ def render(messages: Sequence[Mapping[str, Any]], template: str, *, control_toke
     ``literal`` of the result lists where content (messages' text, tool definitions, names and arguments of
     calls) spells one of ``control_tokens``; it is empty with ``special_in_content``, which lets content write
     control tokens. ``now`` is the moment that the template's ``strftime_now`` shows, the present if None.
-    Raises InputError for messages that break the rules of ``formats/messages.py``, TemplateError for a
+    Raises InputError for messages that break the rules of ``formats/contract/messages.py``, TemplateError for a
     template that is missing, refused, fails, or exceeds a limit on time, memory or output.
     """
     check_template(template)

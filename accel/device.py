@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from formats.processors import processors
+from assay.formats.system.cpus import processors
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """As Linux names them: the first two on x86, the last on Arm."""

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from accel.layout import GROUP, LAYOUTS, Layout, evenly_spaced
+from assay.accel.layout import GROUP, LAYOUTS, Layout, evenly_spaced
 
 Planes = Sequence[jax.Array]
 """The planes of one matrix: uint16 [n_groups, n_outputs] each."""

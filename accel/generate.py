@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from accel.attention import KVCache
-from accel.model import Model, not_finite
-from accel.sampler import Choice, Settings, settings_of
-from accel.steps import BURST
-from formats import InputError
-from formats.protocol import Generation, Prompt, Sampling, Step, Timings
+from assay.accel.attention import KVCache
+from assay.accel.model import Model, not_finite
+from assay.accel.sampler import Choice, Settings, settings_of
+from assay.accel.steps import BURST
+from assay.formats import InputError
+from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings
 
 STREAM_INTERVAL = 0.1
 """Seconds: about how often a stream hands out text."""

@@ -28,14 +28,13 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
-import accel
-import formats
-from accel.device import instructions
-from formats import InputError
-from formats.cache_folder import cache_folder
-from formats.durable import replacing
-from formats.processors import processors
-from formats.source import source_digest
+from assay import accel, formats
+from assay.accel.device import instructions
+from assay.formats import InputError
+from assay.formats.system.atomic_file import replacing
+from assay.formats.system.cache_dir import cache_folder
+from assay.formats.system.cpus import processors
+from assay.formats.system.source_hash import source_digest
 
 DIGEST_BYTES = 32
 NOT_SERIALIZABLE = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)

@@ -43,7 +43,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.ggml_types import BY_NAME
+from assay.formats.blocks.ggml_types import BY_NAME
 
 GROUP = 32
 """Elements of a group. (Q6_K scales 16 at a time: a group has two scales.)"""

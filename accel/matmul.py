@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from accel.blocks import dequantize
-from accel.device import dense_type
-from accel.dots import elements, group_dots, sheets
-from accel.layout import GROUP, LAYOUTS
-from accel.pack import Packed, Stack
-from accel.quantize import Quantized, quantize
-from formats.ggml_types import BY_NAME
+from assay.accel.blocks import dequantize
+from assay.accel.device import dense_type
+from assay.accel.dots import elements, group_dots, sheets
+from assay.accel.layout import GROUP, LAYOUTS
+from assay.accel.pack import Packed, Stack
+from assay.accel.quantize import Quantized, quantize
+from assay.formats.blocks.ggml_types import BY_NAME
 
 FEW_TOKENS = 16
 """Up to so many tokens are multiplied one by one: decoding the weights would cost more than it saves (16 tokens of the

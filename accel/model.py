@@ -17,18 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from accel.attention import CACHE_TYPES, KVCache
-from accel.chat import render
-from accel.device import dense_type, leave_room_for_callbacks
-from accel.matmul import FEW_TOKENS
-from accel.pack import pack, plan
-from accel.programs import Programs, give_back_memory
-from accel.rope import rope_table
-from accel.sampler import Choice, Settings, settings_of
-from accel.steps import State, decode, read, read_all, untapped
-from accel.tokenizer import Tokenizer
-from formats import InputError, ModelFile, NumericError
-from formats.protocol import Prompt, Sampling, Tap
+from assay.accel.attention import CACHE_TYPES, KVCache
+from assay.accel.chat import render
+from assay.accel.device import dense_type, leave_room_for_callbacks
+from assay.accel.matmul import FEW_TOKENS
+from assay.accel.pack import pack, plan
+from assay.accel.programs import Programs, give_back_memory
+from assay.accel.rope import rope_table
+from assay.accel.sampler import Choice, Settings, settings_of
+from assay.accel.steps import State, decode, read, read_all, untapped
+from assay.accel.tokenizer import Tokenizer
+from assay.formats import InputError, ModelFile, NumericError
+from assay.formats.contract.engine import Prompt, Sampling, Tap
 
 ARITHMETICS = ("fast", "f32")
 """The first is the default; ``accel/matmul.py`` says what each computes."""
@@ -45,7 +45,7 @@ program anyway, and compiling one for 8 tokens takes longer than reading them so
 
 
 class Model:
-    """The fast engine (``formats.protocol.Engine``): one model file packed onto the device."""
+    """The fast engine (``assay.formats.contract.engine.Engine``): one model file packed onto the device."""
 
     def __init__(self, file: ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str | None = None, nfc: bool = True,
                  progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip

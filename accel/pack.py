@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from accel.layout import LAYOUTS, parts_of
-from formats import ModelFile, Tensor
-from formats.anatomy import layer_tensors
-from formats.ggml_types import BY_NAME
+from assay.accel.layout import LAYOUTS, parts_of
+from assay.formats import ModelFile, Tensor
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.contract.config import layer_tensors
 
 OUTPUT_SLICES = 16
 """The partial sums of a whole output matrix would be tens of megabytes; those of a slice stay in the cache."""

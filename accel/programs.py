@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from accel.kept_programs import load, path_of, save
+from assay.accel.kept_programs import load, path_of, save
 
 Key = tuple[Any, ...]
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry_2x32
 
-from formats.protocol import Sampling
+from assay.formats.contract.engine import Sampling
 
 
 @jax.tree_util.register_dataclass

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from accel.attention import attention, write
-from accel.matmul import lookup, matmul_roles, matmul_slices
-from accel.pack import Params
-from accel.rms_norm import rms_norm
-from accel.rope import rotate
-from accel.sampler import Choice, Settings, choose
-from formats.anatomy import Config, layer_tensors
+from assay.accel.attention import attention, write
+from assay.accel.matmul import lookup, matmul_roles, matmul_slices
+from assay.accel.pack import Params
+from assay.accel.rms_norm import rms_norm
+from assay.accel.rope import rotate
+from assay.accel.sampler import Choice, Settings, choose
+from assay.formats.contract.config import Config, layer_tensors
 
 BURST = 16
 """Tokens that are decoded at most before the host looks."""

@@ -22,9 +22,9 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from formats.errors import InputError, ModelError
-from formats.protocol import Prompt
-from formats.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.errors import InputError, ModelError
 
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

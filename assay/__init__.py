@@ -7,9 +7,28 @@
         print(step.text, end="")
 
 ``generate`` and ``stream_generate`` are the engine's own: the command line, the tests and the judge call the same.
+
+The names below are imported when they are asked for: a room of this package (``assay.formats``, ``assay.reference``
+...) must not bring in the floor above it.
 """
 
-from assay.engines import generate, generate_batch, load, stream_generate
-from formats.protocol import Generation, Prompt, Sampling, Step
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from assay.engines import generate, generate_batch, load, stream_generate
+    from assay.formats.contract.engine import Generation, Prompt, Sampling, Step
 
 __all__ = ["Generation", "Prompt", "Sampling", "Step", "generate", "generate_batch", "load", "stream_generate"]
+
+_RECORDS = {"Generation", "Prompt", "Sampling", "Step"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("assay.formats.contract.engine" if name in _RECORDS else "assay.engines"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from assay.commands import options
-from formats import AssayError
+from assay.formats import AssayError
 
 EPILOG = (
     "Exit codes: 0 success; 1 a bug in Assay; 2 bad request; 3 damaged file; 4 not a model Assay can run; "

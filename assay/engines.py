@@ -10,10 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from assay.pull import locate
-from formats import InputError, ModelFile
-from formats.protocol import Generation, Prompt, Step
-from goldens import BUILTIN
+from assay.fetch.pull import locate
+from assay.formats import InputError, ModelFile
+from assay.formats.contract.engine import Generation, Prompt, Step
+from assay.goldens import BUILTIN
 
 ENGINES = ("accel", "reference")
 BUILTIN_NAME = "builtin"
@@ -50,7 +50,7 @@ def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel",
             options["cache_type"] = cache_type
         options["progress"] = progress
     file = model if isinstance(model, ModelFile) else find(model)
-    return import_module(engine).load(file, **options)
+    return import_module(f"assay.{engine}").load(file, **options)
 
 
 def generate(model: Any, prompt: str | Prompt | Sequence[int], **options: Any) -> Generation:
@@ -85,4 +85,4 @@ def decodes_together(model: Any) -> bool:
 
 def package_of(model: Any) -> Any:
     """The engine package in which the model's class is defined."""
-    return import_module(type(model).__module__.split(".")[0])
+    return import_module(type(model).__module__.rpartition(".")[0])

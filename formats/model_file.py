@@ -15,17 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
-from formats import apr_qwen2, blocks, gguf_qwen2, hf_qwen2
-from formats.anatomy import Config, tensor_shapes
-from formats.apr import Apr
-from formats.container import Container, StorageType, TensorInfo, open_container
-from formats.cursor import shown
-from formats.durable import sha256_of_files
-from formats.errors import FormatError, InputError, ModelError
-from formats.gguf import GGUF
-from formats.hf_folder import HFFolder
-from formats.qwen2 import ARCHITECTURE, Qwen2
-from formats.vocabulary import Vocabulary
+from assay.formats import blocks
+from assay.formats.containers.apr import Apr
+from assay.formats.containers.base import Container, StorageType, TensorInfo
+from assay.formats.containers.cursor import shown
+from assay.formats.containers.gguf import GGUF
+from assay.formats.containers.hf_folder import HFFolder
+from assay.formats.containers.opening import open_container
+from assay.formats.contract.config import Config, tensor_shapes
+from assay.formats.contract.vocabulary import Vocabulary
+from assay.formats.errors import FormatError, InputError, ModelError
+from assay.formats.qwen2 import from_apr as apr_qwen2
+from assay.formats.qwen2 import from_gguf as gguf_qwen2
+from assay.formats.qwen2 import from_hf as hf_qwen2
+from assay.formats.qwen2.description import ARCHITECTURE, Qwen2
+from assay.formats.system.atomic_file import sha256_of_files
 
 NAMED_AT_MOST = 4  # culprits listed in one error line
 

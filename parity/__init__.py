@@ -1,6 +1,6 @@
 """The judge: where do two engines part, is it rounding or a bug, and can it change a token?
 
-It is handed engines (``formats.protocol.Engine``) and knows none of them, so anybody's can be put before it.
+It is handed engines (``contract.engine.Engine``) and knows none of them, so anybody's can be put before it.
 
     sample.py       the gate: same prompt, ids, weights, stages, shapes; otherwise no number is computed
     precision.py    what an arithmetic declares to round, as a tap that rounds an oracle in the same way at random

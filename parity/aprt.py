@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from formats.anatomy import WHOLE_MODEL_STAGES
-from formats.cursor import opened
-from formats.errors import FormatError
+from assay.formats.containers.cursor import opened
+from assay.formats.contract.config import WHOLE_MODEL_STAGES
+from assay.formats.errors import FormatError
 
 HOLDS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding",),

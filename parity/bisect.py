@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from formats import NumericError
-from formats.protocol import Engine, Tap
-from parity.distance import distance
-from parity.precision import Key
-from parity.stages import Distances, Floor, inherited, over_floor, own
+from assay.formats import NumericError
+from assay.formats.contract.engine import Engine, Tap
+from assay.parity.distance import distance
+from assay.parity.precision import Key
+from assay.parity.stages import Distances, Floor, inherited, over_floor, own
 
 SLACK = 4.0
 """Floors that an error may measure: the floor is the largest of a few draws, and another draw may be larger. Right

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from parity.precision import float_step
+from assay.parity.precision import float_step
 
 
 class Distance(NamedTuple):

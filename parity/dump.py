@@ -30,14 +30,14 @@ from typing import Any
 
 import numpy as np
 
-from formats.anatomy import STAGES, WHOLE_MODEL_STAGES, Config
-from formats.cursor import opened
-from formats.errors import FormatError, InputError
-from formats.protocol import Prompt
-from formats.strict_json import read_object
-from parity import aprt
-from parity.precision import Key
-from parity.sample import Sample
+from assay.formats.containers.cursor import opened
+from assay.formats.containers.strict_json import read_object
+from assay.formats.contract.config import STAGES, WHOLE_MODEL_STAGES, Config
+from assay.formats.contract.engine import Prompt
+from assay.formats.errors import FormatError, InputError
+from assay.parity import aprt
+from assay.parity.precision import Key
+from assay.parity.sample import Sample
 
 MANIFEST = "trace.json"
 FORMAT, VERSION = "assay trace", 1

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.protocol import Engine
-from parity.distance import over
-from parity.divergence import Divergence, block_bootstrap, divergence
-from parity.precision import Precision
-from parity.prediction import Prediction, lead, predict
+from assay.formats.contract.engine import Engine
+from assay.parity.distance import over
+from assay.parity.divergence import Divergence, block_bootstrap, divergence
+from assay.parity.precision import Precision
+from assay.parity.prediction import Prediction, lead, predict
 
 EXPLAINED = 1e-3
 """A flip is explained where the floor predicted it with at least this probability."""

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parity.flips import EXPLAINED, count_p_value, noise_ratio
-from parity.prediction import Prediction
-from parity.sample import first_difference
+from assay.parity.flips import EXPLAINED, count_p_value, noise_ratio
+from assay.parity.prediction import Prediction
+from assay.parity.sample import first_difference
 
 Generate = Callable[[Sequence[int], int], tuple[Sequence[int], Sequence[float]]]
 """``generate(ids, n)``: at most ``n`` greedy tokens after ``ids``, fewer if an end token came; and the margin of each,

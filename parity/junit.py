@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from parity.bisect import SLACK, Finding
-from parity.distance import Distance, over
-from parity.stages import MEASURES, Floor
-from parity.verdict import Verdict
+from assay.parity.bisect import SLACK, Finding
+from assay.parity.distance import Distance, over
+from assay.parity.stages import MEASURES, Floor
+from assay.parity.verdict import Verdict
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""

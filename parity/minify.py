@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from formats import ModelFile, NumericError
-from parity.bisect import SLACK
-from parity.distance import distance, over
-from parity.precision import Key, Tapped
-from parity.sample import place
-from parity.stages import MEASURES
+from assay.formats import ModelFile, NumericError
+from assay.parity.bisect import SLACK
+from assay.parity.distance import distance, over
+from assay.parity.precision import Key, Tapped
+from assay.parity.sample import place
+from assay.parity.stages import MEASURES
 
 PRODUCTS = {"q_proj": ("attn_norm", "attn_q"), "k_proj": ("attn_norm", "attn_k"), "v_proj": ("attn_norm", "attn_v"),
             "attn_out": ("attention", "attn_output"), "ffn_gate": ("ffn_norm", "ffn_gate"),

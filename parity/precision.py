@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from formats.anatomy import Config
-from formats.protocol import Tap
+from assay.formats.contract.config import Config
+from assay.formats.contract.engine import Tap
 
 Step = Callable[[np.ndarray], np.ndarray]
 """The step of each element's rounding, shaped as the activation."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parity.precision import Precision, Tapped, each_run
+from assay.parity.precision import Precision, Tapped, each_run
 
 RIVALS = 8
 """Tokens after the first that may take its place."""

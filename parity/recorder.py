@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from formats.anatomy import LAYER_STAGES, WHOLE_MODEL_STAGES
-from formats.durable import cannot_write, sync, unfinished
-from formats.durable_folder import demand_replaceable, place_folder
-from formats.errors import InputError
-from parity import aprt
-from parity.dump import FORMAT, LAYOUTS, MANIFEST, VERSION, file_of, npy_header
-from parity.precision import Key
-from parity.sample import Sample
+from assay.formats.contract.config import LAYER_STAGES, WHOLE_MODEL_STAGES
+from assay.formats.errors import InputError
+from assay.formats.system.atomic_file import cannot_write, sync, unfinished
+from assay.formats.system.atomic_folder import demand_replaceable, place_folder
+from assay.parity import aprt
+from assay.parity.dump import FORMAT, LAYOUTS, MANIFEST, VERSION, file_of, npy_header
+from assay.parity.precision import Key
+from assay.parity.sample import Sample
 
 OF_A_DUMP = re.compile(
     rf"{re.escape(MANIFEST)}|({aprt.LAYER_FOLDER.pattern}/)?(({'|'.join([*WHOLE_MODEL_STAGES, *LAYER_STAGES])})\.npy"

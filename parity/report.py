@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from parity.sample import place
+from assay.parity.sample import place
 
 CELL, LEFT, TOP = 22, 110, 22
 """Pixels of the heat map."""

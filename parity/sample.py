@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from formats.errors import SampleError
+from assay.formats.errors import SampleError
 
 OTHER_SAMPLE = "OTHER SAMPLE"
 """What is said in a verdict's place of a candidate that read something else."""

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from formats import InputError, NumericError
-from formats.protocol import Tap
-from parity.distance import Distance, distance
-from parity.precision import Key, Precision, Tapped, each_run
-from parity.sample import check_shapes
+from assay.formats import InputError, NumericError
+from assay.formats.contract.engine import Tap
+from assay.parity.distance import Distance, distance
+from assay.parity.precision import Key, Precision, Tapped, each_run
+from assay.parity.sample import check_shapes
 
 Activations = dict[Key, np.ndarray]
 Distances = dict[Key, Distance]

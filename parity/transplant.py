@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.errors import NumericError, SampleError
-from formats.protocol import Tap
-from parity.bisect import SLACK, Finding
-from parity.distance import Distance, distance
-from parity.precision import Key, Precision, Tapped
-from parity.sample import Sample, check_same, check_shapes, place
-from parity.stages import MEASURES, Activations, Distances, Floor, over_floor, unchanged
+from assay.formats.contract.engine import Tap
+from assay.formats.errors import NumericError, SampleError
+from assay.parity.bisect import SLACK, Finding
+from assay.parity.distance import Distance, distance
+from assay.parity.precision import Key, Precision, Tapped
+from assay.parity.sample import Sample, check_same, check_shapes, place
+from assay.parity.stages import MEASURES, Activations, Distances, Floor, over_floor, unchanged
 
 Stages = Mapping[Key, np.ndarray]
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from parity.bisect import SLACK, Finding
-from parity.flips import Account
-from parity.free_run import FreeRun
-from parity.precision import Precision
+from assay.parity.bisect import SLACK, Finding
+from assay.parity.flips import Account
+from assay.parity.free_run import FreeRun
+from assay.parity.precision import Precision
 
 SIGNIFICANT = 1e-3
 """Flips too many or too few by chance in one correct comparison of a thousand."""

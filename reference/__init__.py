@@ -1,6 +1,6 @@
 """The oracle: Qwen2 in plain NumPy, written to be read. Start with ``reference/README.md``.
 
-    import reference
+    from assay import reference
     model = reference.load("model.gguf", arith="f64")
     print(reference.generate(model, "def fib(n):", max_tokens=16).text)
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from formats import ModelFile, open_model
-from reference.arithmetic import ARITHMETICS
-from reference.generate import generate, stream_generate
-from reference.model import Model
+from assay.formats import ModelFile, open_model
+from assay.reference.arithmetic import ARITHMETICS
+from assay.reference.generate import generate, stream_generate
+from assay.reference.model import Model
 
 __all__ = ["ARITHMETICS", "Model", "generate", "load", "stream_generate"]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.errors import InputError
+from assay.formats.errors import InputError
 
 
 class Arithmetic(NamedTuple):

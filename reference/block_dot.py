@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats import Tensor, blocks
+from assay.formats import Tensor, blocks
 
 ACTIVATION_TYPE = {
     **dict.fromkeys(["Q4_0", "Q5_0", "Q8_0", "IQ4_NL"], "Q8_0"),

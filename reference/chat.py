@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from formats.errors import TemplateError
-from formats.messages import checked_control_tokens, checked_messages, checked_tools
-from formats.protocol import Prompt
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.messages import checked_control_tokens, checked_messages, checked_tools
+from assay.formats.errors import TemplateError
 
 Piece = tuple[str, bool]
 """A piece of the prompt's text, and whether it is a control token's spelling that came from content."""
@@ -55,7 +55,7 @@ def render(messages: Sequence[Mapping[str, Any]], template: str, *, control_toke
     calls) spells one of ``control_tokens``; it is empty with ``special_in_content``, which lets content write
     control tokens. No known template mentions ``bos_token``, ``eos_token`` or the date ``now``: they are here
     because the fast twin, which runs any template, needs them. Raises InputError for messages that break the
-    rules of ``formats/messages.py``, TemplateError for a missing or unknown template.
+    rules of ``formats/contract/messages.py``, TemplateError for a missing or unknown template.
     """
     flavour = flavour_of(template)
     messages, tools = checked_messages(messages), checked_tools(tools)

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from formats.protocol import Generation, Prompt, Sampling, Step, Timings
-from reference.attention import KVCache
-from reference.model import Model
-from reference.sampler import sample
+from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings
+from assay.reference.attention import KVCache
+from assay.reference.model import Model
+from assay.reference.sampler import sample
 
 
 def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from reference.arithmetic import Arithmetic
-from reference.block_dot import block_dot, quantize_activations
-from reference.weights import Weights, row_slices
+from assay.reference.arithmetic import Arithmetic
+from assay.reference.block_dot import block_dot, quantize_activations
+from assay.reference.weights import Weights, row_slices
 
 
 def linear(x: np.ndarray, weights: Weights, name: str, arith: Arithmetic) -> np.ndarray:

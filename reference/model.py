@@ -2,7 +2,7 @@
 feed-forward network makes of it.
 
 Read :func:`forward` from top to bottom: that is the whole model. Every intermediate value has a name
-(``formats.anatomy.STAGES``) and passes through ``tap``, which may look at it or replace it.
+(``assay.formats.contract.config.STAGES``) and passes through ``tap``, which may look at it or replace it.
 
 Source: Qwen Team, "Qwen2 Technical Report", 2024 (a Llama-style decoder with biases on q, k and v).
 """
@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from formats import ModelFile, NumericError
-from formats.protocol import Prompt, Tap
-from reference.arithmetic import Arithmetic, arithmetic
-from reference.attention import KVCache, attention
-from reference.chat import render
-from reference.linear import linear
-from reference.rms_norm import rms_norm
-from reference.rope import rotate, rotation_angles
-from reference.swiglu import silu
-from reference.tokenizer import Tokenizer
-from reference.weights import Weights
+from assay.formats import ModelFile, NumericError
+from assay.formats.contract.engine import Prompt, Tap
+from assay.reference.arithmetic import Arithmetic, arithmetic
+from assay.reference.attention import KVCache, attention
+from assay.reference.chat import render
+from assay.reference.linear import linear
+from assay.reference.rms_norm import rms_norm
+from assay.reference.rope import rotate, rotation_angles
+from assay.reference.swiglu import silu
+from assay.reference.tokenizer import Tokenizer
+from assay.reference.weights import Weights
 
 
 def untapped(stage: str, layer: int | None, activation: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ def logits(x: np.ndarray, weights: Weights, arith: Arithmetic, tap: Tap) -> np.n
 
 
 class Model:
-    """The oracle as an engine (``formats.protocol.Engine``): one model file in one arithmetic."""
+    """The oracle as an engine (``assay.formats.contract.engine.Engine``): one model file in one arithmetic."""
 
     def __init__(self, file: ModelFile, *, arith: str = "f32", cache_weights: bool = False,
                  nfc: bool = True) -> None:  # fmt: skip

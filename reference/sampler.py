@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.protocol import Sampling
+from assay.formats.contract.engine import Sampling
 
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 MASK = 0xFFFFFFFF

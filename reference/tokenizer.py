@@ -44,9 +44,9 @@ from functools import lru_cache
 from itertools import groupby
 from unicodedata import category, combining, normalize
 
-from formats.errors import InputError, ModelError
-from formats.protocol import Prompt
-from formats.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.errors import InputError, ModelError
 
 PRE_TOKENISERS = ("qwen2", "deepseek-r1-qwen")
 """Values of ``tokenizer.ggml.pre`` that stand for the pattern above."""

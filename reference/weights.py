@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from formats import ModelFile, Tensor
+from assay.formats import ModelFile, Tensor
 
 ROW_BLOCK_ELEMENTS = 1 << 19  # 2 MiB of f32: small beside the cache of a core, large beside a call's overhead
 

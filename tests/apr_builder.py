@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import apr_files as raw
 import numpy as np
 from gguf import GGMLQuantizationType, quants
-from model_builder import KINDS, MERGES, TOKENS, Shape, random_rows, tensors_of
+
+from tests import apr_files as raw
+from tests.model_builder import KINDS, MERGES, TOKENS, Shape, random_rows, tensors_of
 
 CODES = {"F32": raw.F32, "F16": raw.F16, "BF16": raw.BF16, "Q4_K": raw.Q4_K, "Q6_K": raw.Q6_K}
 ROLES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",

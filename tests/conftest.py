@@ -28,8 +28,8 @@ def real_15b() -> Path:
 @pytest.fixture(scope="session")
 def builtin_f64():
     """The oracle of the built-in model in f64: truth."""
-    import reference
-    from goldens import BUILTIN
+    from assay import reference
+    from assay.goldens import BUILTIN
 
     return reference.load(BUILTIN, arith="f64", cache_weights=True)
 
@@ -37,8 +37,8 @@ def builtin_f64():
 @pytest.fixture(scope="session")
 def builtin_f32():
     """The oracle of the built-in model in f32."""
-    import reference
-    from goldens import BUILTIN
+    from assay import reference
+    from assay.goldens import BUILTIN
 
     return reference.load(BUILTIN, arith="f32", cache_weights=True)
 
@@ -46,7 +46,7 @@ def builtin_f32():
 @pytest.fixture(scope="session")
 def builtin_accel():
     """The accelerated engine of the built-in model in f32, one for all tests: a program takes seconds to compile."""
-    import accel
-    from goldens import BUILTIN
+    from assay import accel
+    from assay.goldens import BUILTIN
 
     return accel.load(BUILTIN, arith="f32")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.ggml_types import BY_NAME
+from assay.formats.blocks.ggml_types import BY_NAME
 
 AVAILABLE = find_spec("xllamacpp") is not None and platform.machine() in ("x86_64", "AMD64")
 """Elsewhere a compiler may fuse multiplication and addition: other bytes, rightly (formats/quantizers/rounding.py)."""

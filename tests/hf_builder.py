@@ -9,16 +9,17 @@ from typing import Any
 
 import gguf
 import numpy as np
-import safetensors_files as raw
-from apr_builder import hf_name
 from gguf import GGMLQuantizationType, quants
-from model_builder import KINDS, MERGES, TOKENS, Shape, tensors_of
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.processors import ByteLevel as ByteLevelProcessor
+
+from tests import safetensors_files as raw
+from tests.apr_builder import hf_name
+from tests.model_builder import KINDS, MERGES, TOKENS, Shape, tensors_of
 
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
          r"\s+(?!\S)|\s+")  # fmt: skip
@@ -101,7 +102,7 @@ def write_weights(folder: Path, stored: Mapping[str, tuple[str, tuple[int, ...],
 
 def as_gguf(path: Path, folder_dtype: str, shape: Shape, seed: int = 0) -> Path:
     """The same model as a GGUF file made by the ``gguf`` package: matrices in ``folder_dtype``, vectors in F32."""
-    from model_builder import build as build_gguf
+    from tests.model_builder import build as build_gguf
 
     replaced = {}
     for name, (rows, kind) in tensors_of(shape, seed).items():

@@ -15,10 +15,10 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, quants
-from random_blocks import HALVES
 from tokenizers.pre_tokenizers import ByteLevel
 
-from formats.ggml_types import BY_NAME
+from assay.formats.blocks.ggml_types import BY_NAME
+from tests.random_blocks import HALVES
 
 OFFSET_PER_D = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 """The second f16 number over the first for which the decoded values' mean is 0: the mean of the integers."""

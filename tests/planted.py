@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from formats.protocol import Tap
-from parity.precision import Key
+from assay.formats.contract.engine import Tap
+from assay.parity.precision import Key
 
 IDS = [300, 12, 77, 410, 3, 3, 250, 19, 476, 300, 9, 8]
 Change = Callable[[np.ndarray], np.ndarray]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from formats.ggml_types import BY_NAME
+from assay.formats.blocks.ggml_types import BY_NAME
 
 HALVES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.anatomy import LAYER_STAGES, WHOLE_MODEL_STAGES, Config
+from assay.formats.contract.config import LAYER_STAGES, WHOLE_MODEL_STAGES, Config
 
 Key = tuple[str, int | None]
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import accel.chat
-import reference.chat
-from accel import chat_sandbox
-from formats.errors import AssayError
+import assay.accel.chat
+import assay.reference.chat
+from assay.accel import chat_sandbox
+from assay.formats.errors import AssayError
 
 TEMPLATE = (Path(__file__).parents[1] / "goldens" / "qwen2.5.jinja").read_bytes().decode()
 EXAMPLE = r"{\"name\": <function-name>, \"arguments\": <args-json-object>}"
@@ -36,8 +36,8 @@ def jinja(messages, template=TEMPLATE, *, tools=None, add_generation_prompt=True
 
 
 def in_process(messages, template=TEMPLATE, **options):
-    with mock.patch.object(accel.chat, "run_child", chat_sandbox.answer):
-        return accel.chat.render(messages, template, **options)
+    with mock.patch.object(assay.accel.chat, "run_child", chat_sandbox.answer):
+        return assay.accel.chat.render(messages, template, **options)
 
 
 CALL = {"name": "weather", "arguments": {"city": "Zürich", "days": [1, {"x": None}], "k": 1e22, "ok": True}}
@@ -90,7 +90,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("opened", [True, False])
 def test_twins_and_jinja_agree(messages, template, tools, opened):
     options = {"tools": tools, "add_generation_prompt": opened}
-    oracle = reference.chat.render(messages, template, control_tokens=CONTROL, **options)
+    oracle = assay.reference.chat.render(messages, template, control_tokens=CONTROL, **options)
     assert oracle.text.encode() == jinja(messages, template, **options).encode()
     assert in_process(messages, template, control_tokens=CONTROL, **options) == oracle
     assert all(oracle.text[start:stop] in CONTROL for start, stop in oracle.literal)
@@ -101,13 +101,13 @@ def test_twins_and_jinja_agree(messages, template, tools, opened):
 )
 def test_twins_agree_through_the_real_child(name):
     options = {"tools": TOOLS, "control_tokens": CONTROL}
-    oracle = reference.chat.render(CONVERSATIONS[name], TEMPLATE, **options)
-    assert accel.chat.render(CONVERSATIONS[name], TEMPLATE, **options) == oracle
+    oracle = assay.reference.chat.render(CONVERSATIONS[name], TEMPLATE, **options)
+    assert assay.accel.chat.render(CONVERSATIONS[name], TEMPLATE, **options) == oracle
 
 
 def test_control_tokens_outside_literal_are_the_templates_own():
     """One opening per turn and one for the answer, however many the content spells."""
-    prompt = reference.chat.render(CONVERSATIONS["control spellings"], TEMPLATE, control_tokens=CONTROL)
+    prompt = assay.reference.chat.render(CONVERSATIONS["control spellings"], TEMPLATE, control_tokens=CONTROL)
     spelled = sum(prompt.text[start:stop] == "<|im_start|>" for start, stop in prompt.literal)
     assert (spelled, prompt.text.count("<|im_start|>") - spelled) == (1, 3)
 
@@ -121,14 +121,14 @@ def test_control_tokens_outside_literal_are_the_templates_own():
 ], ids=["no generation prompt", "roles swapped", "newline flip", "newline lost", "other family"])  # fmt: skip
 def test_spoiled_prompts_differ(spoil):
     """Counter-examples of contract chat-template-v1: each must be visible to a comparison of bytes."""
-    for render in (reference.chat.render, in_process):
+    for render in (assay.reference.chat.render, in_process):
         text = render([user("Hi")], TEMPLATE).text
         assert spoil(text).encode() != text.encode()
         assert text.encode() == jinja([user("Hi")]).encode()
 
 
 def test_same_surface():
-    assert inspect.signature(reference.chat.render) == inspect.signature(accel.chat.render)
+    assert inspect.signature(assay.reference.chat.render) == inspect.signature(assay.accel.chat.render)
 
 
 SPELLINGS = st.sampled_from([*CONTROL, "<|im_", "end|>", "<", "nb", "\n", '"', "\\", "\ue000", "b", "n"])
@@ -170,12 +170,12 @@ def outcome(render, *args, **options):
 def test_twins_agree_on_any_conversation(messages, tools, tokens, opened, special):
     options = {"tools": tools, "control_tokens": tokens, "add_generation_prompt": opened,
                "special_in_content": special}  # fmt: skip
-    oracle = outcome(reference.chat.render, messages, TEMPLATE, **options)
+    oracle = outcome(assay.reference.chat.render, messages, TEMPLATE, **options)
     assert outcome(in_process, messages, TEMPLATE, **options) == oracle
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(VALID, min_size=1, max_size=4))
 def test_twins_agree_on_any_conversation_through_the_real_child(messages):
-    oracle = outcome(reference.chat.render, messages, TEMPLATE, control_tokens=CONTROL)
-    assert outcome(accel.chat.render, messages, TEMPLATE, control_tokens=CONTROL) == oracle
+    oracle = outcome(assay.reference.chat.render, messages, TEMPLATE, control_tokens=CONTROL)
+    assert outcome(assay.accel.chat.render, messages, TEMPLATE, control_tokens=CONTROL) == oracle

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_builder import TOKENS, Shape, build
-from stages import Key, captured, first_beyond_rounding, relative, rounding_bound
 
-import accel
-import reference
-import reference.model
-from formats import InputError, NumericError, blocks, open_model
-from formats.anatomy import Config
-from formats.protocol import Generation, Sampling
-from goldens import BUILTIN
-from reference.weights import Weights
+import assay.reference.model
+from assay import accel, reference
+from assay.formats import InputError, NumericError, blocks, open_model
+from assay.formats.contract.config import Config
+from assay.formats.contract.engine import Generation, Sampling
+from assay.goldens import BUILTIN
+from assay.reference.weights import Weights
+from tests.model_builder import TOKENS, Shape, build
+from tests.stages import Key, captured, first_beyond_rounding, relative, rounding_bound
 
 IDS = [185, 3, 77, 410, 3, 3, 250, 19, 476, 300, 9, 8, 7]
 
@@ -135,7 +134,7 @@ def swapped(x: np.ndarray, weights: Weights, name: str, arith: Any) -> np.ndarra
 
 
 TRUE: dict[str, Callable[..., np.ndarray]] = {
-    name: getattr(reference.model, name)
+    name: getattr(assay.reference.model, name)
     for name in ("rotate", "rotation_angles", "attention", "rms_norm", "silu", "linear")
 }
 TRUE["vector"] = Weights.vector
@@ -181,7 +180,7 @@ def test_a_planted_fault_shows_where_it_is_made(
 ) -> None:  # fmt: skip
     place, wrong, stage = FAULTS[fault]
     truth, fast = truth_and_fast
-    owner = Weights if place == "vector" else reference.model
+    owner = Weights if place == "vector" else assay.reference.model
     monkeypatch.setattr(owner, place, wrong)
     faulty = captured(builtin_f32, IDS)
     for right in (truth, fast):  # neither truth nor the other engine lets it pass
@@ -196,7 +195,7 @@ def test_a_fault_in_the_rope_is_invisible_at_position_0(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The fingerprint by which a report can name the fault."""
-    monkeypatch.setattr(reference.model, "rotate", interleaved)
+    monkeypatch.setattr(assay.reference.model, "rotate", interleaved)
     wrong, right = captured(builtin_f32, IDS)["q_rope", 0], truth_and_fast[0]["q_rope", 0]
     assert relative(wrong[0], right[0]) < 1e-6 < 0.1 < relative(wrong[1:], right[1:])
 

@@ -13,16 +13,15 @@ import jax
 import numpy as np
 import pytest
 
-import accel
-import accel.steps
-from assay.arms import Arms, arms
-from assay.judging import StageReport, judge_flips, judge_stages
+import assay.accel.steps
+from assay.formats import open_model
+from assay.goldens import BUILTIN
+from assay.judging.engines_under_test import Arms, arms
+from assay.judging.judge import StageReport, judge_flips, judge_stages
+from assay.parity.bisect import SLACK
+from assay.parity.flips import account
+from assay.parity.verdict import Verdict, of_flips
 from assay.progress import quiet
-from formats import open_model
-from goldens import BUILTIN
-from parity.bisect import SLACK
-from parity.flips import account
-from parity.verdict import Verdict, of_flips
 
 TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"
 
@@ -84,7 +83,7 @@ def interleaved(x: Any, turns: Any) -> Any:
 
 
 ORIGINAL: dict[str, Callable[..., Any]] = {
-    name: getattr(accel.steps, name) for name in ("rotate", "rms_norm", "attention")
+    name: getattr(assay.accel.steps, name) for name in ("rotate", "rms_norm", "attention")
 }
 
 
@@ -108,7 +107,7 @@ REAL_FAULTS: dict[str, tuple[str, Callable[..., Any], str]] = {
 @pytest.mark.parametrize("name", REAL_FAULTS)
 def test_faults_in_real_code_are_found_in_the_first_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     what, wrong, stage = REAL_FAULTS[name]
-    monkeypatch.setattr(accel.steps, what, wrong)
+    monkeypatch.setattr(assay.accel.steps, what, wrong)
     judged = arms(open_model(BUILTIN), "accel", "f32")
     found = judge_stages(judged, judged.sample(TEXT, None, False)[:24], "prefill", 4, quiet)
     assert found is not None and found.verdict == Verdict.BUG

@@ -8,19 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import apr_builder
-import apr_files as raw
-import model_builder
 import numpy as np
 import pytest
-from apr_builder import hf_name, padded_matrix
-from model_builder import TOKENS, Shape, tensors_of
-from stages import captured, first_beyond_rounding, relative
 
-import accel
-import reference
-from formats import open_model
-from formats.protocol import Sampling
+from assay import accel, reference
+from assay.formats import open_model
+from assay.formats.contract.engine import Sampling
+from tests import apr_builder, model_builder
+from tests import apr_files as raw
+from tests.apr_builder import hf_name, padded_matrix
+from tests.model_builder import TOKENS, Shape, tensors_of
+from tests.stages import captured, first_beyond_rounding, relative
 
 # 96 and 160 are no multiples of 256; every matrix that multiplies is padded or of an APR type.
 SHAPE = Shape(n_layers=2, hidden=96, n_heads=6, n_kv_heads=2, head_dim=16, ffn=160)

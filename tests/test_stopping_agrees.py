@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_builder import KINDS, TOKENS, Shape, build, tensors_of
 
-import accel
-import reference
+from assay import accel, reference
+from tests.model_builder import KINDS, TOKENS, Shape, build, tensors_of
 
 SCRIPT = ["S", "aENDb", "Ġret", "urn", "Ã", "©", "Ġx", "y", "<|im_end|>"]
 """Each token is followed by the next; the text is ``aENDb returné xy``."""

@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_corpus import SAMPLES, mixed_text, prompts, tiny_vocabulary
 
-import accel.tokenizer
-import reference.tokenizer
-from formats.protocol import Prompt
-from formats.vocabulary import NORMAL
+import assay.accel.tokenizer
+import assay.reference.tokenizer
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.vocabulary import NORMAL
+from tests.tokenizer_corpus import SAMPLES, mixed_text, prompts, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
 TWINS = {
-    nfc: (reference.tokenizer.Tokenizer(VOCABULARY, nfc=nfc), accel.tokenizer.Tokenizer(VOCABULARY, nfc=nfc))
+    nfc: (
+        assay.reference.tokenizer.Tokenizer(VOCABULARY, nfc=nfc),
+        assay.accel.tokenizer.Tokenizer(VOCABULARY, nfc=nfc),
+    )
     for nfc in (False, True)
 }
 
@@ -70,7 +73,7 @@ def test_arbitrary_merge_lists(data: st.DataObject) -> None:
     bytes_only = [t for t in VOCABULARY.tokens[:256] if len(t) == 1]
     tokens = list(dict.fromkeys([*bytes_only, *symbols]))
     vocabulary = replace(VOCABULARY, tokens=tokens, kinds=[NORMAL] * len(tokens), merges=lines)
-    oracle, fast = reference.tokenizer.Tokenizer(vocabulary), accel.tokenizer.Tokenizer(vocabulary)
+    oracle, fast = assay.reference.tokenizer.Tokenizer(vocabulary), assay.accel.tokenizer.Tokenizer(vocabulary)
     text = data.draw(st.text("abé", max_size=30))
     assert fast.encode(text) == oracle.encode(text)
 

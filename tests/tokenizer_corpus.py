@@ -19,8 +19,8 @@ from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from formats.protocol import Prompt
-from formats.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 
 SAMPLES = {
     "English": "The quorum wasn't met; they'RE waiting, I'd say 'til 10:45. \"We've 3,\" she'll reply.",

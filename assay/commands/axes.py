@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from assay.axes import ENGINES, PROMPTS, SHORT, Cell, run
 from assay.commands import options, tables
 from assay.commands.comparison import Runs
+from assay.formats import InputError
+from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.judging.test_matrix import ENGINES, PROMPTS, SHORT, Cell, run
+from assay.parity.attribution import attribute
+from assay.parity.sample import OTHER_SAMPLE
+from assay.parity.verdict import Verdict
 from assay.progress import bar
-from formats import InputError
-from formats.errors import DIFFERENT, UNDECIDED
-from parity.attribution import attribute
-from parity.sample import OTHER_SAMPLE
-from parity.verdict import Verdict
 
 
 def command(

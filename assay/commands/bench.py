@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from assay import bench_plot, peers
-from assay.bench import BATCH, DECODE_AT, DECODE_TOKENS, MAX_BATCH, PREFILL, bench, workloads_of
+from assay import peers
+from assay.benchmark import plot as bench_plot
+from assay.benchmark.bench import BATCH, DECODE_AT, DECODE_TOKENS, MAX_BATCH, PREFILL, bench, workloads_of
 from assay.commands import options
 from assay.engines import find
+from assay.formats import InputError
 from assay.progress import bar
-from formats import InputError
 
 
 def command(

@@ -9,7 +9,6 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from assay.arms import Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
     NO_FLOOR,
@@ -29,13 +28,14 @@ from assay.commands.comparison import (
     say_verdict,
     write_junit,
 )
-from assay.judging import StageReport, judge_stages
-from formats import InputError
-from formats.durable import replacing
-from parity import stages
-from parity.junit import stage_cases
-from parity.minify import alone, repro_of, worst
-from parity.verdict import Verdict
+from assay.formats import InputError
+from assay.formats.system.atomic_file import replacing
+from assay.judging.engines_under_test import Arms
+from assay.judging.judge import StageReport, judge_stages
+from assay.parity import stages
+from assay.parity.junit import stage_cases
+from assay.parity.minify import alone, repro_of, worst
+from assay.parity.verdict import Verdict
 
 
 def command(

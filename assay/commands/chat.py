@@ -12,8 +12,8 @@ import typer
 from assay.commands import options
 from assay.commands.run import MAX_PROMPT_BYTES, decoded
 from assay.engines import stream_generate
-from formats import InputError
-from formats.protocol import Sampling
+from assay.formats import InputError
+from assay.formats.contract.engine import Sampling
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 

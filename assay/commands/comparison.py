@@ -11,18 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from assay.arms import Arms, opened
 from assay.commands import options, tables
 from assay.commands.run import parse_ids, prompt_text
-from assay.judging import PATHS
+from assay.formats import InputError, SampleError
+from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.formats.system.atomic_file import Progress, demand_free, replacing
+from assay.judging.engines_under_test import Arms, opened
+from assay.judging.judge import PATHS
+from assay.parity.flips import Account
+from assay.parity.junit import Case, Outcome, junit
+from assay.parity.sample import OTHER_SAMPLE
+from assay.parity.verdict import Verdict
 from assay.progress import bar
-from formats import InputError, SampleError
-from formats.durable import Progress, demand_free, replacing
-from formats.errors import DIFFERENT, UNDECIDED
-from parity.flips import Account
-from parity.junit import Case, Outcome, junit
-from parity.sample import OTHER_SAMPLE
-from parity.verdict import Verdict
 
 Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompt-file", "-f", help="Prompt from a file.")]

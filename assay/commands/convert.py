@@ -11,10 +11,10 @@ import typer
 
 from assay.commands import options
 from assay.engines import find
+from assay.formats.conversion.convert import SHARD_BYTES, convert
+from assay.formats.conversion.model_card import FORMATS
+from assay.formats.errors import InputError
 from assay.progress import bar
-from formats.convert import SHARD_BYTES, convert
-from formats.errors import InputError
-from formats.portable import FORMATS
 
 LISTED_AT_MOST = 12
 """Rows of the table that name one key or tensor each; --json has them all."""

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
+from assay.formats import InputError
+from assay.formats.containers.base import Container, TensorInfo
+from assay.formats.errors import DIFFERENT
+from assay.formats.inspection.diff import Pair, Report, compare, same_file
 from assay.progress import bar
-from formats import InputError
-from formats.container import Container, TensorInfo
-from formats.diff import Pair, Report, compare, same_file
-from formats.errors import DIFFERENT
 
 SHOWN = 20
 

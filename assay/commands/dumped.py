@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from assay.arms import Arms
 from assay.commands import options
 from assay.commands.run import parse_ids, prompt_text
-from assay.judging_dumps import opened_dump
+from assay.formats import InputError
+from assay.formats.system.atomic_file import Progress
+from assay.judging.dumps import opened_dump
+from assay.judging.engines_under_test import Arms
 from assay.progress import bar
-from formats import InputError
-from formats.durable import Progress
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from assay.arms import WINDOW, Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
     DECLARE,
@@ -31,13 +30,14 @@ from assay.commands.comparison import (
     say_verdict,
     write_junit,
 )
-from assay.judging import judge_flips, judge_free_run
+from assay.judging.engines_under_test import WINDOW, Arms
+from assay.judging.judge import judge_flips, judge_free_run
+from assay.parity.divergence import TOP, statistics
+from assay.parity.flips import EXPLAINED, Positions, account
+from assay.parity.free_run import FreeRun
+from assay.parity.junit import token_case
+from assay.parity.verdict import Verdict, faults_of, of_flips
 from assay.peers.endpoint import is_address
-from parity.divergence import TOP, statistics
-from parity.flips import EXPLAINED, Positions, account
-from parity.free_run import FreeRun
-from parity.junit import token_case
-from parity.verdict import Verdict, faults_of, of_flips
 
 SHOWN = 20
 

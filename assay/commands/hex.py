@@ -9,12 +9,12 @@ import typer
 from rich.text import Text
 
 from assay.commands import options, tables
-from formats import InputError
-from formats.block_fields import FIELDS
-from formats.container import Container
-from formats.layout import PADDING, spans
-from formats.layout_tensor import Block, block_at
-from formats.span import Span
+from assay.formats import InputError
+from assay.formats.blocks.fields import FIELDS
+from assay.formats.containers.base import Container
+from assay.formats.inspection.byte_map import PADDING, spans
+from assay.formats.inspection.byte_map_tensor import Block, block_at
+from assay.formats.inspection.span import Span
 
 LENGTH, NUMBERS_LENGTH, MOST = 256, 64, 1 << 20
 LINE = 16

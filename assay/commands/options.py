@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from assay.engines import BUILTIN_NAME, find, load
+from assay.fetch.pull import say
+from assay.formats import AssayError, open_model
+from assay.formats.containers.base import Container
+from assay.formats.containers.opening import open_container
 from assay.progress import bar
-from assay.pull import say
-from formats import AssayError, open_model
-from formats.container import Container, open_container
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (fetched on first use), builtin.")

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from assay.arms import Arms
 from assay.commands import options, tables
 from assay.commands.comparison import (
     DECLARE,
@@ -33,16 +32,17 @@ from assay.commands.comparison import (
     write_junit,
 )
 from assay.commands.dumped import comparing_dump
-from assay.judging import StageReport, judge_flips, judge_stages
-from assay.judging_dumps import has_logits, judge_dump
-from formats.anatomy import STAGES
-from formats.durable import replacing
-from parity.bisect import SLACK
-from parity.flips import Account, Positions, account
-from parity.junit import Case, stage_cases, token_case
-from parity.report import Cell, Token, page
-from parity.sample import place
-from parity.verdict import Verdict, faults_of, of_flips
+from assay.formats.contract.config import STAGES
+from assay.formats.system.atomic_file import replacing
+from assay.judging.dumps import has_logits, judge_dump
+from assay.judging.engines_under_test import Arms
+from assay.judging.judge import StageReport, judge_flips, judge_stages
+from assay.parity.bisect import SLACK
+from assay.parity.flips import Account, Positions, account
+from assay.parity.junit import Case, stage_cases, token_case
+from assay.parity.report import Cell, Token, page
+from assay.parity.sample import place
+from assay.parity.verdict import Verdict, faults_of, of_flips
 
 UNNAMED = "dump of weights that it does not name"
 """How another tool's dump was read: that it is of this model is not verified."""

@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from assay.catalogue import catalogue
 from assay.commands import options
+from assay.fetch.catalogue import catalogue
+from assay.fetch.pull import default_folder, entry_named
+from assay.fetch.pull import pull as fetch
+from assay.formats import InputError
 from assay.progress import bar
-from assay.pull import default_folder, entry_named
-from assay.pull import pull as fetch
-from formats import InputError
 
 
 def command(

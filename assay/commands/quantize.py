@@ -12,16 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options
+from assay.formats import InputError, ModelFile
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.containers.base import Stored
+from assay.formats.containers.gguf_metadata import Metadata, Value, typed
+from assay.formats.containers.gguf_writer import write_gguf
+from assay.formats.model_file import Tensor
+from assay.formats.quantizers.quantization_mix import ALIASES, FLOATS, MIXTURES, chosen_types, named
+from assay.formats.quantizers.whole_tensors import Requantized, census, counting
+from assay.formats.system.atomic_file import Progress
 from assay.progress import bar
-from formats import InputError, ModelFile
-from formats.container import Stored
-from formats.durable import Progress
-from formats.ggml_types import BY_NAME
-from formats.gguf_metadata import Metadata, Value, typed
-from formats.gguf_writer import write_gguf
-from formats.mixture import ALIASES, FLOATS, MIXTURES, chosen_types, named
-from formats.model_file import Tensor
-from formats.quantized_tensors import Requantized, census, counting
 
 QUANTIZATION_VERSION = 2
 """Of the block formats as a whole; llama.cpp writes it beside general.file_type."""

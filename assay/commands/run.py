@@ -13,8 +13,8 @@ import typer
 
 from assay.commands import options
 from assay.engines import generate, stream_generate
-from formats import InputError
-from formats.protocol import Generation, Prompt, Sampling, Timings
+from assay.formats import InputError
+from assay.formats.contract.engine import Generation, Prompt, Sampling, Timings
 
 MAX_PROMPT_BYTES = 16 << 20
 

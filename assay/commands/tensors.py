@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
+from assay.formats import InputError
+from assay.formats.containers.base import Container, TensorInfo
+from assay.formats.inspection.stats import TensorStats, Values, all_stats
 from assay.progress import bar
-from formats import InputError
-from formats.container import Container, TensorInfo
-from formats.stats import TensorStats, Values, all_stats
 
 BY_VALUES: dict[str, Callable[[Values], float]] = {
     "min": lambda v: v.min, "max": lambda v: v.max, "mean": lambda v: v.mean, "std": lambda v: v.std,

@@ -10,8 +10,8 @@ import typer
 
 from assay.commands import options
 from assay.engines import ENGINES
-from formats import InputError
-from formats.protocol import Prompt
+from assay.formats import InputError
+from assay.formats.contract.engine import Prompt
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
         raise InputError(f"there is no engine {engine!r}", where="--engine",
                          remedy=f"Choose one of {', '.join(ENGINES)}")  # fmt: skip
     file = options.open_file(model)
-    tokenizer = import_module(f"{engine}.tokenizer").Tokenizer(file.vocabulary, nfc=nfc)
+    tokenizer = import_module(f"assay.{engine}.tokenizer").Tokenizer(file.vocabulary, nfc=nfc)
     ids = tokenizer.encode(Prompt(text), special=special)
     pieces = [tokenizer.decode([i]) for i in ids]
     if as_json:

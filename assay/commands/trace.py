@@ -9,17 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from assay.arms import encoded_by, read_by, rendered_by
 from assay.commands import options, tables
 from assay.commands.comparison import QUICK, Chat, Ids, Prompt, PromptFile
 from assay.commands.run import parse_ids, prompt_text
-from formats import InputError, NumericError
-from formats.anatomy import STAGES
-from formats.errors import DIFFERENT
-from parity.dump import Dump, has_manifest, read
-from parity.recorder import Recorder, recording
-from parity.sample import Sample, place
-from parity.transplant import Compared, compared, demand_same
+from assay.formats import InputError, NumericError
+from assay.formats.contract.config import STAGES
+from assay.formats.errors import DIFFERENT
+from assay.judging.engines_under_test import encoded_by, read_by, rendered_by
+from assay.parity.dump import Dump, has_manifest, read
+from assay.parity.recorder import Recorder, recording
+from assay.parity.sample import Sample, place
+from assay.parity.transplant import Compared, compared, demand_same
 
 
 def command(

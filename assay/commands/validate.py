@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
+from assay.formats import TemplateError
+from assay.formats.containers.base import Container
+from assay.formats.inspection.checks import FAIL, PASS, SKIPPED, WARN, Gate, Report, validate
 from assay.progress import bar
-from formats import TemplateError
-from formats.container import Container
-from formats.gates import FAIL, PASS, SKIPPED, WARN, Gate, Report, validate
 
 CULPRITS_SHOWN = 5
 CULPRIT_INDENT = 9
@@ -44,7 +44,7 @@ def command(
 
 def oracle_knows(template: str) -> bool:
     """Whether the oracle's renderer knows this chat template."""
-    from reference.chat import flavour_of
+    from assay.reference.chat import flavour_of
 
     try:
         flavour_of(template)

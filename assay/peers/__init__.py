@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 
-from formats import InputError
+from assay.formats import InputError
 
 LOAD_TIMEOUT = ANSWER_TIMEOUT = 900
 """Seconds. A prompt of 4096 tokens in f32 takes minutes on two processors; a peer that hangs must end some day."""

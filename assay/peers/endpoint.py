@@ -26,9 +26,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from assay.formats import InputError, ModelFile, SampleError
 from assay.peers.completions import entries_of, message_of, printable, prompt_tokens
 from assay.peers.judged import N_NAMED, JudgedPeer
-from formats import InputError, ModelFile, SampleError
 
 ARITHS = ("ggml", "f32")
 """What may be declared of an endpoint."""

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from assay.formats import InputError, ModelFile
+from assay.formats.contract.engine import Tap
 from assay.peers import PEERS, Peer
-from formats import InputError, ModelFile
-from formats.protocol import Tap
 
 N_NAMED = 200
 
 
 class JudgedPeer:
-    """A running peer as an engine (``formats.protocol.Engine``), as far as a server lets it be one: it has no taps."""
+    """A running peer as an engine (``contract.engine.Engine``), as far as a server lets it be one: it has no taps."""
 
     def __init__(self, peer: Peer, file: ModelFile, version: str) -> None:
         self.peer, self.file, self.version = peer, file, version

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from assay.machine import n_threads
+from assay.benchmark.machine import n_threads
 from assay.peers.process import announce, wait_for_the_end
 
 

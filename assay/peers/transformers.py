@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from assay.machine import n_threads
+from assay.benchmark.machine import n_threads
 from assay.peers.process import answer_requests
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from formats.blocks import (
+from assay.formats.blocks import (
     bf16,
     f16,
     f32,
@@ -29,10 +29,10 @@ from formats.blocks import (
     q6_k,
     q8_0,
 )
-from formats.blocks.packing import half_field
-from formats.blocks.quants import Quants, reassemble
-from formats.errors import ModelError
-from formats.ggml_types import BY_NAME
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.blocks.packing import half_field
+from assay.formats.blocks.quants import Quants, reassemble
+from assay.formats.errors import ModelError
 
 _FLOAT: dict[str, ModuleType] = {"F32": f32, "F16": f16, "BF16": bf16}
 _QUANTISED: dict[str, ModuleType] = {

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
-from formats.blocks.quants import Quants, one_group
+from assay.formats.blocks.packing import half, planes
+from assay.formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0,)
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)

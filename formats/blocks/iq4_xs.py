@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.iq4_nl import TABLE
-from formats.blocks.packing import half, planes
-from formats.blocks.quants import Quants
+from assay.formats.blocks.iq4_nl import TABLE
+from assay.formats.blocks.packing import half, planes
+from assay.formats.blocks.quants import Quants
 
 HALVES_AT = (0,)
 

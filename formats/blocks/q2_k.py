@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, planes
-from formats.blocks.quants import Quants
+from assay.formats.blocks.packing import half, planes
+from assay.formats.blocks.quants import Quants
 
 HALVES_AT = (80, 82)
 

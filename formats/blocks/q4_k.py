@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, halves, pack_planes, planes
-from formats.blocks.quants import Quants
+from assay.formats.blocks.packing import half, halves, pack_planes, planes
+from assay.formats.blocks.quants import Quants
 
 HALVES_AT = (0, 2)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, halves
-from formats.blocks.q5_0 import five_bits, pack_five_bits
-from formats.blocks.quants import Quants, one_group
+from assay.formats.blocks.packing import half, halves
+from assay.formats.blocks.q5_0 import five_bits, pack_five_bits
+from assay.formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0, 2)
 

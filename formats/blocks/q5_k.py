@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, halves, pack_planes, planes
-from formats.blocks.q4_k import pack_scales_and_mins, scales_and_mins
-from formats.blocks.quants import Quants
+from assay.formats.blocks.packing import half, halves, pack_planes, planes
+from assay.formats.blocks.q4_k import pack_scales_and_mins, scales_and_mins
+from assay.formats.blocks.quants import Quants
 
 HALVES_AT = (0, 2)
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.packing import half, halves
-from formats.blocks.quants import Quants, one_group
+from assay.formats.blocks.packing import half, halves
+from assay.formats.blocks.quants import Quants, one_group
 
 HALVES_AT = (0,)
 

@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from formats import blocks
-from formats.blocks.quants import Quants
-from formats.errors import InputError, NumericError
-from formats.ggml_types import BY_NAME
-from formats.processors import processors
-from formats.quantizers.one_scale import q4_0, q4_1, q5_0, q5_1, q8_0
-from formats.quantizers.scale_and_min import q4_k, q5_k
-from formats.quantizers.signed_scale import q6_k
+from assay.formats import blocks
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.blocks.quants import Quants
+from assay.formats.errors import InputError, NumericError
+from assay.formats.quantizers.one_scale import q4_0, q4_1, q5_0, q5_1, q8_0
+from assay.formats.quantizers.scale_and_min import q4_k, q5_k
+from assay.formats.quantizers.signed_scale import q6_k
+from assay.formats.system.cpus import processors
 
 __all__ = ["LOT", "QUANTIZABLE", "processors", "quantize"]
 

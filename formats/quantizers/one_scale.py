@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.blocks.quants import Quants, one_group
-from formats.quantizers.rounding import round_half_away
+from assay.formats.blocks.quants import Quants, one_group
+from assay.formats.quantizers.rounding import round_half_away
 
 HALF = np.float32(0.5)
 ZERO = np.float32(0)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.blocks.quants import Quants
-from formats.quantizers.rounding import TRUSTED, in_order, nearest_int, round_within
+from assay.formats.blocks.quants import Quants
+from assay.formats.quantizers.rounding import TRUSTED, in_order, nearest_int, round_within
 
 GROUP = 32
 GROUPS = 8

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_blocks import random_blocks
 
-from accel.blocks import DECODERS, dequantize
-from formats import ModelError, blocks
+from assay.accel.blocks import DECODERS, dequantize
+from assay.formats import ModelError, blocks
+from tests.random_blocks import random_blocks
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])

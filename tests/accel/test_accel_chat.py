@@ -9,9 +9,9 @@ from datetime import datetime
 
 import pytest
 
-from accel import chat, chat_sandbox
-from accel.chat import render
-from formats.errors import InputError, TemplateError
+from assay.accel import chat, chat_sandbox
+from assay.accel.chat import render
+from assay.formats.errors import InputError, TemplateError
 
 USER = [{"role": "user", "content": "Hi"}]
 SANDBOX = chat.SANDBOX

@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_blocks import random_blocks
 
-from accel.dots import group_dots
-from accel.layout import GROUP, LAYOUTS
-from accel.matmul import decode, dense_product, float_product, integer_product, lookup
-from accel.pack import Packed, fill, shapes
-from accel.quantize import quantize
-from formats import blocks
-from formats.ggml_types import BY_NAME
-from reference import block_dot
+from assay.accel.dots import group_dots
+from assay.accel.layout import GROUP, LAYOUTS
+from assay.accel.matmul import decode, dense_product, float_product, integer_product, lookup
+from assay.accel.pack import Packed, fill, shapes
+from assay.accel.quantize import quantize
+from assay.formats import blocks
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.reference import block_dot
+from tests.random_blocks import random_blocks
 
 N_OUT, N_BLOCKS = 24, 3
 

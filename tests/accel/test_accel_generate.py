@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-import accel
-from accel.generate import MAX_SEQUENCES
-from accel.model import Model
-from formats import InputError
-from formats.protocol import Sampling
-from goldens import BUILTIN
+from assay import accel
+from assay.accel.generate import MAX_SEQUENCES
+from assay.accel.model import Model
+from assay.formats import InputError
+from assay.formats.contract.engine import Sampling
+from assay.goldens import BUILTIN
 
 greedy_and_drawn = pytest.mark.parametrize(
     "sampling", [Sampling(), Sampling(temperature=1.0, seed=7, repeat_penalty=1.3)], ids=["greedy", "drawn"]

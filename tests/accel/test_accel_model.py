@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_builder import Shape, build, tensors_of
-from stages import captured, expected_order, relative, replacing, rounding_bound
 
-import accel
-from accel.attention import CACHE_TYPES, SMALLEST_CAPACITY
-from accel.model import ARITHMETICS, LONGEST, Model
-from formats import FormatError, InputError, NumericError
-from formats.anatomy import Config
-from goldens import BUILTIN
+from assay import accel
+from assay.accel.attention import CACHE_TYPES, SMALLEST_CAPACITY
+from assay.accel.model import ARITHMETICS, LONGEST, Model
+from assay.formats import FormatError, InputError, NumericError
+from assay.formats.contract.config import Config
+from assay.goldens import BUILTIN
+from tests.model_builder import Shape, build, tensors_of
+from tests.stages import captured, expected_order, relative, replacing, rounding_bound
 
 IDS = [185, 3, 77, 410, 3, 3, 250, 19, 476, 300, 9, 8, 7]
 

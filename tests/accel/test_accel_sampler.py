@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from accel.sampler import Choice, choose, draw, ordered_bits, settings_of, threshold, uniform
-from formats.protocol import Sampling
+from assay.accel.sampler import Choice, choose, draw, ordered_bits, settings_of, threshold, uniform
+from assay.formats.contract.engine import Sampling
 
 N = 8
 _choose = jax.jit(partial(choose, n_vocab=N), static_argnames="n_top")
@@ -135,7 +135,7 @@ def test_what_was_filtered_is_not_drawn_where_the_sum_wavers(
     sums: list[float], u: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cumulative sum made in a tree wavers by an ulp over tokens of probability 0; u may fall into that ulp."""
-    monkeypatch.setattr("accel.sampler.jnp.cumsum", lambda p: jnp.asarray(sums, jnp.float32))
-    monkeypatch.setattr("accel.sampler.uniform", lambda key, counter: jnp.float32(u))
+    monkeypatch.setattr("assay.accel.sampler.jnp.cumsum", lambda p: jnp.asarray(sums, jnp.float32))
+    monkeypatch.setattr("assay.accel.sampler.uniform", lambda key, counter: jnp.float32(u))
     logits = jnp.asarray([1.0, 0.0, 0.0, 1.0, 0.0], jnp.float32)
     assert int(draw(logits, settings_of(Sampling(temperature=1.0, top_k=2)), jnp.int32(0))) == 3

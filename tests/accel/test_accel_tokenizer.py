@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizer_corpus import prompts, texts, tiny_vocabulary
 
-from accel.tokenizer import BYTES, Tokenizer
-from formats.errors import InputError, ModelError
-from formats.protocol import Prompt
-from formats.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.accel.tokenizer import BYTES, Tokenizer
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.errors import InputError, ModelError
+from tests.tokenizer_corpus import prompts, texts, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
 TOKENIZER = Tokenizer(VOCABULARY)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from accel import device
+from assay.accel import device
 
 
 @pytest.mark.parametrize(("text", "has"), [
@@ -51,8 +51,8 @@ def test_a_system_that_does_not_say_has_none(monkeypatch: pytest.MonkeyPatch) ->
 ONE_PROCESSOR = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-import accel
-from goldens import BUILTIN
+from assay import accel
+from assay.goldens import BUILTIN
 model = accel.load(BUILTIN, arith="f32")
 for _ in range(3):
     model.forward([5, 6, 7, 8], lambda stage, layer, x: x)

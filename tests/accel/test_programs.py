@@ -12,18 +12,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import accel
-from accel import kept_programs
-from accel.kept_programs import path_of
-from accel.pack import plan
-from accel.programs import Programs
-from goldens import BUILTIN
+from assay import accel
+from assay.accel import kept_programs
+from assay.accel.kept_programs import path_of
+from assay.accel.pack import plan
+from assay.accel.programs import Programs
+from assay.goldens import BUILTIN
 
 NEXT_PROCESS = """
-import sys, accel, accel.programs
+import sys, assay.accel.programs
+from assay import accel
 compiled = []
-right = accel.programs.compiled
-accel.programs.compiled = lambda function, *arguments: compiled.append(function) or right(function, *arguments)
+right = assay.accel.programs.compiled
+assay.accel.programs.compiled = lambda function, *arguments: compiled.append(function) or right(function, *arguments)
 model = accel.load(sys.argv[1], arith=sys.argv[2])
 print(accel.generate(model, list(range(9)), max_tokens=4).ids, len(compiled))
 """

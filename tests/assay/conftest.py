@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from model_sources import Fetcher
-from peer_stand_ins import StandIn
-from stand_ins import BODY, NAME, Index, Server
 
-import assay.pull
-from assay import from_wheels
-from assay.catalogue import Entry, Source
+import assay.fetch.pull
+from assay.fetch import from_wheels
+from assay.fetch.catalogue import Entry, Source
+from tests.assay.fetch.model_sources import Fetcher
+from tests.assay.fetch.stand_ins import BODY, NAME, Index, Server
+from tests.assay.peers.peer_stand_ins import StandIn
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def offering(*sources: Source, body: bytes = BODY) -> None:
         entry = Entry(NAME, "A toy", "toy.gguf", len(body), hashlib.sha256(body).hexdigest(), "CC0-1.0", sources)
-        monkeypatch.setattr(assay.pull, "catalogue", lambda: {NAME: entry})
+        monkeypatch.setattr(assay.fetch.pull, "catalogue", lambda: {NAME: entry})
 
     return offering
 

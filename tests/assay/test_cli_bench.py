@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import assay
-from peer_stand_ins import StandIn
 
-import reference
-from accel.generate import MAX_SEQUENCES
-from assay import bench_plot
-from assay.bench import MAX_BATCH, alternate, never_ending, ours, workloads_of
+from assay import reference
+from assay.accel.generate import MAX_SEQUENCES
+from assay.benchmark import plot as bench_plot
+from assay.benchmark.bench import MAX_BATCH, alternate, never_ending, ours, workloads_of
+from assay.benchmark.machine import process_age
 from assay.engines import generate, generate_batch, load
-from assay.machine import process_age
-from formats import open_model
-from formats.protocol import Generation, Timings
-from goldens import BUILTIN
+from assay.formats import open_model
+from assay.formats.contract.engine import Generation, Timings
+from assay.goldens import BUILTIN
+from tests.assay.command_line import assay
+from tests.assay.peers.peer_stand_ins import StandIn
 
 SMALL = ("-e", "reference", "--rounds", "1", "--prefill", "8", "--decode-at", "0,4", "--batch", "1,2")
 LEAST = ("-e", "reference", "--rounds", "1", "--prefill", "4", "--decode-at", "", "--batch", "")

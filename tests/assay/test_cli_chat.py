@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command_line import Outcome, assay
 
 from assay.commands import chat
 from assay.commands.chat import Conversation
-from formats import InputError
-from formats.protocol import Prompt, Sampling, Step, Timings
+from assay.formats import InputError
+from assay.formats.contract.engine import Prompt, Sampling, Step, Timings
+from tests.assay.command_line import Outcome, assay
 
 ROOT = Path(__file__).parents[2]
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from command_line import assay, oracle
-
-from goldens import BUILTIN
+from assay.goldens import BUILTIN
+from tests.assay.command_line import assay, oracle
 
 
 def test_there_and_back_with_a_census(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import assay
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_builder import build
 
-from assay import cli, pull
-from formats import ModelError, NumericError, SourceError, TemplateError
-from goldens import BUILTIN
+from assay import cli
+from assay.fetch import pull
+from assay.formats import ModelError, NumericError, SourceError, TemplateError
+from assay.goldens import BUILTIN
+from tests.assay.command_line import assay
+from tests.model_builder import build
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = ("run", "import os\nimport", "--engine", "reference", "-n", "2000")  # library code runs on and on

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import assay
 
-import reference.linear
-import reference.model
-from formats import SampleError
-from formats.errors import DIFFERENT, UNDECIDED
-from formats.protocol import Prompt
+from assay.formats import SampleError
+from assay.formats.contract.engine import Prompt
+from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.reference import linear
+from assay.reference import model as reference_model
+from tests.assay.command_line import assay
 
 ORACLE = ("--engine", "reference", "--arith", "ggml")
 TEXT = "def fib(n):\n    return"
@@ -28,12 +28,12 @@ OTHER_SAMPLE = SampleError.exit_code
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """One matrix of one layer a tenth too large: in the ggml arithmetic only."""
-    right = reference.linear.block_dot
+    right = linear.block_dot
 
     def wrong(quantized: Any, tensor: Any, rows: slice) -> np.ndarray:
         return right(quantized, tensor, rows) * (1.1 if tensor.name == "blk.2.ffn_up.weight" else 1)
 
-    monkeypatch.setattr(reference.linear, "block_dot", wrong)
+    monkeypatch.setattr(linear, "block_dot", wrong)
 
 
 def suite_of(file: Path) -> ET.Element:
@@ -75,8 +75,8 @@ def test_a_fault_fails_the_case_of_its_site(tmp_path: Path) -> None:
 
 
 def test_tokens_that_a_fault_flips_fail_their_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    right = reference.linear.quantize_activations
-    monkeypatch.setattr(reference.linear, "quantize_activations", lambda x, weights: right(-x, weights))
+    right = linear.quantize_activations
+    monkeypatch.setattr(linear, "quantize_activations", lambda x, weights: right(-x, weights))
     said = assay("flips", TEXT, *ORACLE, "--free", "4", "--junit", str(tmp_path / "results.xml"), "--json")
     assert said.code == DIFFERENT
     read, written = suite_of(tmp_path / "results.xml").iter("testcase")
@@ -89,7 +89,7 @@ def test_tokens_that_a_fault_flips_fail_their_case(monkeypatch: pytest.MonkeyPat
 def test_no_floor_is_an_error_and_no_pass(
     command: str, cases: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("assay.arms.precision", lambda *_: None)
+    monkeypatch.setattr("assay.judging.engines_under_test.precision", lambda *_: None)
     assert assay(command, TEXT, *ORACLE, "--junit", str(tmp_path / "results.xml")).code == UNDECIDED
     suite = suite_of(tmp_path / "results.xml")
     assert suite.attrib["tests"] == suite.attrib["errors"] == str(cases)
@@ -100,13 +100,13 @@ def test_another_sample_is_an_error_and_no_pass(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The oracle is asked first; the candidate then reads a template of its own."""
-    right, asked = reference.model.Model.chat_prompt, []
+    right, asked = reference_model.Model.chat_prompt, []
 
     def other(model: Any, messages: Any) -> Prompt:
         asked.append(model)
         return Prompt(right(model, messages).text + "\n" * (len(asked) - 1))
 
-    monkeypatch.setattr(reference.model.Model, "chat_prompt", other)
+    monkeypatch.setattr(reference_model.Model, "chat_prompt", other)
     found = assay(command, TEXT, *ORACLE, "--chat", "--junit", str(tmp_path / "results.xml"))
     assert found.is_refusal(OTHER_SAMPLE)
     suite = suite_of(tmp_path / "results.xml")
@@ -116,8 +116,8 @@ def test_another_sample_is_an_error_and_no_pass(
 
 
 def test_tokens_of_logits_that_are_no_numbers_are_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    right = reference.linear.quantize_activations
-    monkeypatch.setattr(reference.linear, "quantize_activations", lambda x, weights: right(x + np.inf, weights))
+    right = linear.quantize_activations
+    monkeypatch.setattr(linear, "quantize_activations", lambda x, weights: right(x + np.inf, weights))
     assert assay("parity", TEXT, *ORACLE, "--junit", str(tmp_path / "results.xml")).code == DIFFERENT
     outcomes = not_passed(suite_of(tmp_path / "results.xml"))
     assert ("tokens", "flips", "skipped") in outcomes and ("stages.q_proj", "layer 0", "failure") in outcomes

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import gguf
 import pytest
-from command_line import assay
-from model_builder import build
 
-import reference
-from formats import open_model
-from goldens import BUILTIN
+from assay import reference
+from assay.formats import open_model
+from assay.goldens import BUILTIN
+from tests.assay.command_line import assay
+from tests.model_builder import build
 
 TEXT = "def é(漢):\r\n\t<|im_end|>[/b] :smile:"
 

@@ -6,15 +6,15 @@ import hashlib
 import json
 from pathlib import Path
 
-import apr_builder
 import gguf
 import numpy as np
 import pytest
-from command_line import assay
-from model_builder import Shape, build, tensors_of
 
-from formats.container import open_container
-from goldens import BUILTIN
+from assay.formats.containers.opening import open_container
+from assay.goldens import BUILTIN
+from tests import apr_builder
+from tests.assay.command_line import assay
+from tests.model_builder import Shape, build, tensors_of
 
 UP = "blk.0.ffn_up.weight"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import assay
 
-import reference.linear
-import reference.model
-from formats.errors import DIFFERENT, UNDECIDED
+from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.reference import linear
+from assay.reference import model as reference_model
+from tests.assay.command_line import assay
 
 ORACLE = ("--engine", "reference", "--arith", "ggml")
 TEXT = "def fib(n):\n    return"
@@ -42,7 +42,7 @@ def test_a_generation_that_takes_another_way_than_the_forward_pass(monkeypatch: 
     assert said["statistics"]["mean_kld"] == said["kl_mean"] > 0
     shown = assay("flips", TEXT, *ORACLE, "--free", "24")
     assert shown.code == 0 and "writing by itself: parted from the truth at 0" in shown.out
-    monkeypatch.setattr("assay.judging.generation", lambda _: lambda ids, n: ([198] * n, []))
+    monkeypatch.setattr("assay.judging.judge.generation", lambda _: lambda ids, n: ([198] * n, []))
     assert assay("flips", TEXT, *ORACLE).code == 0
     shown = assay("flips", TEXT, *ORACLE, "--free", "24")
     assert shown.code == DIFFERENT and "flips unexplained when writing by itself" in shown.out
@@ -57,8 +57,8 @@ def test_forced_ids_need_no_tokenizer() -> None:
 
 def test_a_fault_is_named_and_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations a tenth too large before they are rounded to 8 bits: in the ggml arithmetic only."""
-    right = reference.linear.quantize_activations
-    monkeypatch.setattr(reference.linear, "quantize_activations", lambda x, weights: right(1.1 * x, weights))
+    right = linear.quantize_activations
+    monkeypatch.setattr(linear, "quantize_activations", lambda x, weights: right(1.1 * x, weights))
     found = assay("bisect", *ORACLE, "--json")
     assert found.code == DIFFERENT and json.loads(found.out)["wrong"][0]["stage"] == "q_proj"
     shown = assay("parity", *ORACLE)
@@ -67,7 +67,7 @@ def test_a_fault_is_named_and_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_engine_that_says_nothing_of_its_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("assay.arms.precision", lambda *_: None)
+    monkeypatch.setattr("assay.judging.engines_under_test.precision", lambda *_: None)
     for command in ("parity", "bisect", "flips"):
         found = assay(command, TEXT, *ORACLE)
         assert found.code == UNDECIDED and "UNCALIBRATED" in found.out
@@ -76,8 +76,8 @@ def test_an_engine_that_says_nothing_of_its_arithmetic(monkeypatch: pytest.Monke
 
 def test_logits_that_are_no_numbers_have_a_site_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """An infinity in the rounding to 8 bits: the ggml arithmetic's logits are NaN, the site is where it began."""
-    right = reference.linear.quantize_activations
-    monkeypatch.setattr(reference.linear, "quantize_activations", lambda x, weights: right(x + np.inf, weights))
+    right = linear.quantize_activations
+    monkeypatch.setattr(linear, "quantize_activations", lambda x, weights: right(x + np.inf, weights))
     for command in ("parity", "bisect"):
         found = assay(command, TEXT, *ORACLE)
         assert found.code == DIFFERENT and "q_proj" in found.out
@@ -97,14 +97,14 @@ def test_requests_that_cannot_be_carried_out(arguments: tuple[str, ...], as_json
 
 def test_two_templates_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    render = reference.model.render
+    render = reference_model.render
 
     def otherwise(messages: Any, *rest: Any, **named: Any) -> Any:
         calls.append(messages)
         prompt = render(messages, *rest, **named)
         return prompt if len(calls) == 1 else type(prompt)(prompt.text + "\n", prompt.literal)
 
-    monkeypatch.setattr(reference.model, "render", otherwise)
+    monkeypatch.setattr(reference_model, "render", otherwise)
     assert assay("parity", "hi", "--chat", *ORACLE, "--json").is_refusal(9)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import apr_builder
 import gguf
 import numpy as np
 import pytest
-from command_line import assay
-from model_builder import Shape, build
 
-from formats import open_model
-from formats.gguf import read_gguf
-from formats.quantizers import quantize
+from assay.formats import open_model
+from assay.formats.containers.gguf import read_gguf
+from assay.formats.quantizers import quantize
+from tests import apr_builder
+from tests.assay.command_line import assay
+from tests.model_builder import Shape, build
 
 SHAPE = Shape(n_layers=2, hidden=256, head_dim=128, ffn=256, tied=False)
 

@@ -6,10 +6,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from command_line import assay, oracle
 
-from formats import open_model
-from goldens import BUILTIN
+from assay.formats import open_model
+from assay.goldens import BUILTIN
+from tests.assay.command_line import assay, oracle
 
 PROMPT = "def fib(n):"
 ORACLE = ("--engine", "reference", "-n", "8")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import assay
-from planted import FAULTS, Planted
 
 import assay.commands.trace as command
-from formats.errors import DIFFERENT, UNDECIDED
-from parity.dump import MANIFEST
+from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.parity.dump import MANIFEST
+from tests.assay.command_line import assay
+from tests.planted import FAULTS, Planted
 
 ORACLE = ("--engine", "reference")
 TEXT = "def fib(n):\n    return"
@@ -178,7 +178,7 @@ def test_a_full_disk_is_no_fault_of_the_engine(engine: str, tmp_path: Path, monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("parity.recorder.Recorder._put", full)
+    monkeypatch.setattr("assay.parity.recorder.Recorder._put", full)
     traced = assay("trace", TEXT, "--engine", engine, "--out", str(tmp_path / "d"))
     assert traced.is_refusal(2) and "disk is full" in traced.err and not list(tmp_path.iterdir())
 

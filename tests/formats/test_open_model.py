@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFValueType
-from model_builder import KINDS, MERGES, TOKENS, Shape, build, tensors_of
 
-from formats import FormatError, InputError, ModelError, Tensor, blocks, open_model
-from formats.anatomy import tensor_shapes
-from formats.ggml_types import BY_NAME
+from assay.formats import FormatError, InputError, ModelError, Tensor, blocks, open_model
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.contract.config import tensor_shapes
+from tests.model_builder import KINDS, MERGES, TOKENS, Shape, build, tensors_of
 
 F64, U8 = GGUFValueType.FLOAT64, GGUFValueType.UINT8
 N = len(TOKENS)

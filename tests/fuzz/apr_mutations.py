@@ -8,10 +8,10 @@ from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
-import apr_files as raw
-from gguf_mutations import number
-from json_mutations import json_mutated
-from mutations import BYTES, PLANS, Field, Span, field_replaced, rearranged
+from tests import apr_files as raw
+from tests.fuzz.gguf_mutations import number
+from tests.fuzz.json_mutations import json_mutated
+from tests.fuzz.mutations import BYTES, PLANS, Field, Span, field_replaced, rearranged
 
 HEADER_FIELDS = [
     Field(4, 1, "version"), Field(5, 1, "version"), Field(6, 2, "flags"), Field(6, 1, "flags"), Field(8, 4, "count"),
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=64)
 def layout_of(content: bytes) -> Layout:
-    """The layout of a well-formed file, as drawn in ``formats/apr.py``, found without that reader."""
+    """The layout of a well-formed file, as drawn in ``formats/containers/apr.py``, found without that reader."""
     start = number(content, 12, 8)
     fields, entries, at = [*HEADER_FIELDS], [], number(content, 24, 8)
     for _ in range(number(content, 8, 4)):

@@ -1,8 +1,8 @@
 """Fuzz one format guided by coverage: a mutant that takes a new way through ``formats`` is kept and mutated further.
 
     pip install atheris                                              # into an environment of its own
-    python tests/fuzz/coverage_guided.py gguf -max_total_time=300    # or apr, safetensors
-    python tests/fuzz/coverage_guided.py gguf crash-0123abcd         # one file again
+    python -m tests.fuzz.coverage_guided gguf -max_total_time=300    # or apr, safetensors
+    python -m tests.fuzz.coverage_guided gguf crash-0123abcd         # one file again
 
 What follows the format goes to libFuzzer. The corpus lies in ``--corpus`` (by default under the system's folder for
 temporary files) and begins with the seeds of ``seeds.py``; a third of the mutants are made by ``*_mutations.py`` as for
@@ -19,19 +19,15 @@ from random import Random
 
 import atheris  # pyright: ignore[reportMissingImports]  not a dependency: it has no part in the tests
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-with atheris.instrument_imports(include=["formats"], enable_loader_override=False):  # pyright: ignore
-    import formats.apr
-    import formats.apr_qwen2
-    import formats.gguf
-    import formats.hf_folder
-    import formats.model_file
-    import formats.safetensors  # noqa: F401  imported before anything else can import it uninstrumented
+with atheris.instrument_imports(include=["assay.formats"], enable_loader_override=False):  # pyright: ignore
+    import assay.formats.containers.apr
+    import assay.formats.containers.gguf
+    import assay.formats.containers.hf_folder
+    import assay.formats.containers.safetensors  # noqa: F401  before anything else can import it uninstrumented
 
-from apr_mutations import sealed  # noqa: E402
-from seeds import FORMATS, MUTATED, Mutant, seeds  # noqa: E402
-from trial import verdict_of, written  # noqa: E402
+from tests.fuzz.apr_mutations import sealed
+from tests.fuzz.seeds import FORMATS, MUTATED, Mutant, seeds
+from tests.fuzz.trial import verdict_of, written
 
 MAX_LENGTH = 1 << 16
 

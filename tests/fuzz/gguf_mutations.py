@@ -6,8 +6,8 @@ from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
-import gguf_files as raw
-from mutations import BYTES, PLANS, Field, Span, field_replaced, rearranged
+from tests import gguf_files as raw
+from tests.fuzz.mutations import BYTES, PLANS, Field, Span, field_replaced, rearranged
 
 TEXTS = ("", "qwen2", "gpt2", "\n\x1b[2J" * 500, "x" * 70_000, b"\xff\xfe")
 SHOWN_ITEMS = 3
@@ -25,7 +25,7 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=64)
 def layout_of(content: bytes) -> Layout:
-    """The layout of a well-formed file, as drawn in ``formats/gguf.py``, found without that reader."""
+    """The layout of a well-formed file, as drawn in ``formats/containers/gguf.py``, found without that reader."""
     fields = [Field(4, 4, "version"), Field(8, 8, "count"), Field(16, 8, "count")]
     n_tensors, n_pairs = number(content, 8, 8), number(content, 16, 8)
     at, pairs, tensors, alignment = 24, [], [], 32

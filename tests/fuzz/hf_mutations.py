@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from json_mutations import json_mutated
-from mutations import BYTES
+from tests.fuzz.json_mutations import json_mutated
+from tests.fuzz.mutations import BYTES
 
 
 def mutated(content: bytes, rng: Random) -> bytes:

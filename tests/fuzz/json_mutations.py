@@ -10,7 +10,7 @@ from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
-from mutations import NUMBERS, Span
+from tests.fuzz.mutations import NUMBERS, Span
 
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}:,]|[^][{}:,"\s]+')
 SHOWN_ITEMS = 3

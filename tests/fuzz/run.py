@@ -1,8 +1,8 @@
 """Try mutated model files by the hundred thousand: only an AssayError may come out, at once and at no cost.
 
-    python tests/fuzz/run.py --cases 100000                        # a minute or so
-    python tests/fuzz/run.py --cases 1000000 --start 5000000 --json summary.json
-    python tests/fuzz/run.py --formats apr --start 1234 --cases 1   # one case again
+    python -m tests.fuzz.run --cases 100000                        # a minute or so
+    python -m tests.fuzz.run --cases 1000000 --start 5000000 --json summary.json
+    python -m tests.fuzz.run --formats apr --start 1234 --cases 1   # one case again
 
 Case N of a format is always the same file. Failures are kept in ``--failures`` as files of the name
 ``FORMAT-N.EXCEPTION``; one that is small belongs into ``tests/fuzz/regressions/``, compressed. Memory is limited to
@@ -25,10 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seeds import FORMATS, Mutant, mutant, seeds
-from trial import peak_of, verdict_of, written
-
 from assay.progress import bar
+from tests.fuzz.seeds import FORMATS, Mutant, mutant, seeds
+from tests.fuzz.trial import peak_of, verdict_of, written
 
 MAX_SECONDS = 1.0
 MAX_BYTES = 200 << 20

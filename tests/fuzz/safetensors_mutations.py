@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from random import Random
 
-from gguf_mutations import number
-from json_mutations import HOSTILE, json_mutated
-from mutations import BYTES, PLANS, Field, field_replaced
+from tests.fuzz.gguf_mutations import number
+from tests.fuzz.json_mutations import HOSTILE, json_mutated
+from tests.fuzz.mutations import BYTES, PLANS, Field, field_replaced
 
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "BOOL": 1, "F64": 8, "F8_E4M3": 1, "C64": 8, "F4": 1, "f32": 4, "": 1}
 DIMS = (0, 0, 1, 2, 3, 8, 2**31, 2**32, 2**53, 2**61, 2**62, 2**63, 2**64, 10**400)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -11,22 +10,22 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
-
-import apr_builder  # noqa: E402  the checkout's, wherever this is started
-import apr_files  # noqa: E402
-import apr_mutations  # noqa: E402
-import gguf_files  # noqa: E402
-import gguf_mutations  # noqa: E402
-import hf_builder  # noqa: E402
-import hf_mutations  # noqa: E402
-import model_builder  # noqa: E402
-import safetensors_files  # noqa: E402
-import safetensors_mutations  # noqa: E402
-
-from formats.convert import convert  # noqa: E402
-from goldens import BUILTIN  # noqa: E402
+from assay.formats.conversion.convert import convert
+from assay.goldens import BUILTIN
+from tests import (
+    apr_builder,
+    apr_files,
+    gguf_files,
+    hf_builder,
+    model_builder,
+    safetensors_files,
+)
+from tests.fuzz import (
+    apr_mutations,
+    gguf_mutations,
+    hf_mutations,
+    safetensors_mutations,
+)
 
 
 class Seed(NamedTuple):

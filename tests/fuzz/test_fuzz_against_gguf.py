@@ -6,17 +6,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf_files as raw
 import pytest
-from gguf_mutations import mutated
-from gguf_package import ACCEPT, Package
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from seeds import Mutant, mutant, seeds
-from trial import written
 
-from formats.errors import FormatError
-from formats.gguf import read_gguf
+from assay.formats.containers.gguf import read_gguf
+from assay.formats.errors import FormatError
+from tests import gguf_files as raw
+from tests.fuzz.gguf_mutations import mutated
+from tests.fuzz.gguf_package import ACCEPT, Package
+from tests.fuzz.seeds import Mutant, mutant, seeds
+from tests.fuzz.trial import written
 
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from seeds import FORMATS, MUTATED, Mutant, mutant, seeds
-from trial import peak_of, verdict_of, written
+
+from tests.fuzz.seeds import FORMATS, MUTATED, Mutant, mutant, seeds
+from tests.fuzz.trial import peak_of, verdict_of, written
 
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.gz"))
 MAX_BYTES = 64 << 20

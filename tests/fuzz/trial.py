@@ -6,11 +6,11 @@ import os
 import tracemalloc
 from pathlib import Path
 
-from seeds import Mutant
-
-from formats.container import Container, open_container
-from formats.errors import AssayError, FormatError
-from formats.model_file import open_model
+from assay.formats.containers.base import Container
+from assay.formats.containers.opening import open_container
+from assay.formats.errors import AssayError, FormatError
+from assay.formats.model_file import open_model
+from tests.fuzz.seeds import Mutant
 
 MAX_LINE = 2000
 """Characters of an error message."""

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import accel
-import reference
-from formats import open_model
-from formats.container import open_container, stored
-from formats.protocol import Generation
-from goldens import BUILTIN, BUILTIN_APR, make_builtin, record, train_builtin
+from assay import accel, reference
+from assay.formats import open_model
+from assay.formats.containers.base import stored
+from assay.formats.containers.opening import open_container
+from assay.formats.contract.engine import Generation
+from assay.goldens import BUILTIN, BUILTIN_APR
+from assay.goldens.training import make_builtin, record
+from assay.goldens.training import train as train_builtin
 
 MAX_BYTES = 6_000_000  # of both files together: the wheel carries them
 GOLDEN = json.loads(record.RECORD.read_text(encoding="utf-8"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from planted import IDS
 
-from assay.arms import Arms, arms
-from formats import open_model
-from goldens import BUILTIN
-from parity import stages
-from parity.precision import Precision
+from assay.formats import open_model
+from assay.goldens import BUILTIN
+from assay.judging.engines_under_test import Arms, arms
+from assay.parity import stages
+from assay.parity.precision import Precision
+from tests.planted import IDS
 
 
 @pytest.fixture(scope="session")

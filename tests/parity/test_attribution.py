@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from parity.attribution import attribute
+from assay.parity.attribution import attribute
 
 AXES = {"prompt": ("raw", "chat", "ids"), "container": ("gguf", "apr"), "path": ("prefill", "decode", "batch")}
 CELLS = [dict(zip(AXES, levels, strict=True)) for levels in product(*AXES.values())]

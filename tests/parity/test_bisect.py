@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from planted import FAULTS, IDS, Planted
 
-from assay.arms import Arms
-from parity import stages
-from parity.bisect import SLACK, bisect
-from parity.precision import Precision
+from assay.judging.engines_under_test import Arms
+from assay.parity import stages
+from assay.parity.bisect import SLACK, bisect
+from assay.parity.precision import Precision
+from tests.planted import FAULTS, IDS, Planted
 
 LOGITS_FLOOR = 1e-6  # relative L2 of f32 logits to the truth, three times what the oracle itself shows
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import IDS
 
-from assay.arms import Arms
-from formats.errors import FormatError, InputError
-from parity import aprt, stages
-from parity.dump import LAYOUTS, MANIFEST, Dump, file_of, read
-from parity.recorder import recording
-from parity.sample import Sample
+from assay.formats.errors import FormatError, InputError
+from assay.judging.engines_under_test import Arms
+from assay.parity import aprt, stages
+from assay.parity.dump import LAYOUTS, MANIFEST, Dump, file_of, read
+from assay.parity.recorder import recording
+from assay.parity.sample import Sample
+from tests.planted import IDS
 
 WEIGHTS = "0123456789abcdef" * 4
 ENGINE = {"engine": "reference", "arith": "f32"}
@@ -268,7 +268,7 @@ def test_what_goes_wrong_leaves_nothing(judged: Arms, tmp_path: Path, monkeypatc
             raise OSError(28, "No space left on device")
         sync(descriptor)
 
-    monkeypatch.setattr("parity.recorder.os.fsync", full_for_a_moment)
+    monkeypatch.setattr("assay.parity.recorder.os.fsync", full_for_a_moment)
     with pytest.raises(InputError, match="disk is full"):
         dumped(tmp_path / "d", judged.truth, force=True)
     assert os.listdir(tmp_path) == ["d"] and read(tmp_path / "d")["logits", None].dtype == np.float32

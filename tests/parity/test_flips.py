@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from planted import IDS, Planted
 
-from assay.arms import Arms
-from parity import flips
-from parity.divergence import LEAK, TOP, Divergence, block_bootstrap, divergence, log_softmax, statistics
-from parity.flips import Positions, account, poisson_binomial
-from parity.precision import Precision
-from parity.prediction import flip_probability, moderated, student_tail
-from parity.verdict import Verdict, of_flips
+from assay.judging.engines_under_test import Arms
+from assay.parity import flips
+from assay.parity.divergence import LEAK, TOP, Divergence, block_bootstrap, divergence, log_softmax, statistics
+from assay.parity.flips import Positions, account, poisson_binomial
+from assay.parity.precision import Precision
+from assay.parity.prediction import flip_probability, moderated, student_tail
+from assay.parity.verdict import Verdict, of_flips
+from tests.planted import IDS, Planted
 
 
 @pytest.mark.parametrize(("t", "freedom", "tail"), [

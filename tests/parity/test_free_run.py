@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from parity.free_run import free_run
-from parity.precision import Precision
-from parity.prediction import Prediction
-from parity.verdict import Verdict, of_flips
+from assay.parity.free_run import free_run
+from assay.parity.precision import Precision
+from assay.parity.prediction import Prediction
+from assay.parity.verdict import Verdict, of_flips
 
 ANSWER = [5, 6, 7, 8, 9, 2]
 ANSWER_MARGINS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]

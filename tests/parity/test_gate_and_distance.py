@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import IDS
 
-import reference.model
-from assay.arms import Arms
-from formats import SampleError, open_model
-from formats.protocol import Prompt
-from goldens import BUILTIN
-from parity import stages
-from parity.bisect import Finding
-from parity.distance import distance
-from parity.flips import Account
-from parity.precision import Precision, floats, in_blocks, precision
-from parity.sample import Sample, check_same, check_shapes
-from parity.verdict import Verdict, of_flips, of_stages
-from reference.arithmetic import Arithmetic
-from reference.attention import attention, softmax
-from reference.weights import Weights
+import assay.reference.model
+from assay.formats import SampleError, open_model
+from assay.formats.contract.engine import Prompt
+from assay.goldens import BUILTIN
+from assay.judging.engines_under_test import Arms
+from assay.parity import stages
+from assay.parity.bisect import Finding
+from assay.parity.distance import distance
+from assay.parity.flips import Account
+from assay.parity.precision import Precision, floats, in_blocks, precision
+from assay.parity.sample import Sample, check_same, check_shapes
+from assay.parity.verdict import Verdict, of_flips, of_stages
+from assay.reference.arithmetic import Arithmetic
+from assay.reference.attention import attention, softmax
+from assay.reference.weights import Weights
+from tests.planted import IDS
 
 CONFIG = open_model(BUILTIN).config
 FAST = {"arith": "fast", "int8_up_to": 16, "cache": "f16"}
@@ -155,7 +155,7 @@ def one_by_one(x: np.ndarray, weights: Weights, name: str, arith: Arithmetic) ->
 def test_sums_added_one_by_one_are_what_the_noise_stands_for(
     judged: Arms, truth: stages.Activations, limits: stages.Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference.model, "linear", one_by_one)
+    monkeypatch.setattr(assay.reference.model, "linear", one_by_one)
     products = [key for key in truth if key[0].endswith(("_proj", "_out", "_gate", "_up", "logits"))]
     own = stages.own(judged.oracle, IDS, truth)
     ratios = [own[key].relative_l2 / limits[key]["relative_l2"] for key in products]

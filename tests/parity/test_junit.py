@@ -5,13 +5,13 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import pytest
-from planted import FAULTS, IDS, Planted
 
-from assay.arms import Arms
-from parity import stages
-from parity.bisect import bisect
-from parity.junit import Case, Outcome, junit, stage_cases, token_case
-from parity.verdict import Verdict
+from assay.judging.engines_under_test import Arms
+from assay.parity import stages
+from assay.parity.bisect import bisect
+from assay.parity.junit import Case, Outcome, junit, stage_cases, token_case
+from assay.parity.verdict import Verdict
+from tests.planted import FAULTS, IDS, Planted
 
 OUTCOMES = [outcome for times, outcome in enumerate(Outcome, start=1) for _ in range(times)]
 CASES = [Case("stages.q_proj", f"layer {i}", outcome, "why") for i, outcome in enumerate(OUTCOMES)]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import FAULTS, IDS, Planted
 
-from assay.arms import Arms
-from formats.anatomy import STAGES
-from parity import stages
-from parity.bisect import SLACK
-from parity.minify import Fault, Repro, alone, repro_of, worst
+from assay.formats.contract.config import STAGES
+from assay.judging.engines_under_test import Arms
+from assay.parity import stages
+from assay.parity.bisect import SLACK
+from assay.parity.minify import Fault, Repro, alone, repro_of, worst
+from tests.planted import FAULTS, IDS, Planted
 
 LINES = 40
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from parity.report import Cell, Token, heat, page
+from assay.parity.report import Cell, Token, heat, page
 
 CELLS = [Cell("embedding", None, 0.0, 0.0, 0.0, 1.0), Cell("ffn_out", 0, 1.1, 1e-7, 2e-7, 1.0),
          Cell("ffn_out", 1, 90.0, 1e-3, 1e-3, 0.98)]  # fmt: skip

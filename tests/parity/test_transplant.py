@@ -6,15 +6,15 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from planted import FAULTS, IDS, Planted
 
-from assay.arms import Arms
-from formats.errors import NumericError, SampleError
-from parity import stages
-from parity.bisect import SLACK
-from parity.precision import Precision, Tapped
-from parity.sample import Sample
-from parity.transplant import accuse, compared, demand_same
+from assay.formats.errors import NumericError, SampleError
+from assay.judging.engines_under_test import Arms
+from assay.parity import stages
+from assay.parity.bisect import SLACK
+from assay.parity.precision import Precision, Tapped
+from assay.parity.sample import Sample
+from assay.parity.transplant import accuse, compared, demand_same
+from tests.planted import FAULTS, IDS, Planted
 
 
 @pytest.mark.parametrize("name", FAULTS)

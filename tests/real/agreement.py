@@ -1,4 +1,4 @@
-"""How far each engine is from the truth, on real prompts: ``python tests/real/agreement.py MODEL [--json]``.
+"""How far each engine is from the truth, on real prompts: ``python -m tests.real.agreement MODEL [--json]``.
 
 For 10 raw and 10 chat prompts: logits of ``reference f32`` and ``accel f32`` against ``reference f64`` (relative
 L2 over all positions, largest absolute difference and where), and prefill followed by three single tokens
@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-import accel
-import reference
+from assay import accel, reference
 from assay.engines import find
-from formats import open_model
+from assay.formats import open_model
 
 RAW = [
     "def fib(n):",

@@ -1,5 +1,5 @@
 """How far each arithmetic drifts from the truth, and whether ``fast`` writes the text that the oracle writes:
-``python tests/real/fast_agreement.py MODEL [--positions 2048] [--json FILE] [--work DIR] [--lock FILE]``.
+``python -m tests.real.fast_agreement MODEL [--positions 2048] [--json FILE] [--work DIR] [--lock FILE]``.
 
 *Teacher-forced*: sequences of 512 tokens of real text (Python source and English prose of the standard library,
 half of them as a ChatML conversation), read by each engine in each arithmetic. At every position the prediction
@@ -36,17 +36,16 @@ from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import numpy as np
-from agreement import CHAT, RAW
-from margins import margins
 
-import accel
-import reference
+from assay import accel, reference
 from assay.engines import find
-from formats import open_model
-from formats.protocol import Tap
-from parity.divergence import divergence
-from reference.attention import KVCache
-from reference.model import forward, logits, untapped
+from assay.formats import open_model
+from assay.formats.contract.engine import Tap
+from assay.parity.divergence import divergence
+from assay.reference.attention import KVCache
+from assay.reference.model import forward, logits, untapped
+from tests.real.agreement import CHAT, RAW
+from tests.real.margins import margins
 
 LENGTH = 512  # tokens of a sequence
 SLICE = 256  # tokens that the oracle reads at a time: under 2 minutes for 1.5B weights in ggml

@@ -1,4 +1,4 @@
-"""Flips expected and observed on thousands of positions: ``python tests/real/flip_counts.py MODEL --out FILE``.
+"""Flips expected and observed on thousands of positions: ``python -m tests.real.flip_counts MODEL --out FILE``.
 
 Code and prose, half of it raw and half as a user's message in ChatML, in windows that each start anew. Truth is
 computed once a window, the floor once for each declared precision. Every window is appended to FILE as one line a
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fast_agreement import CODE, PROSE, excerpts
 
-from assay.arms import Arms, ground
 from assay.engines import find, load
-from assay.judging import PATHS
+from assay.formats import ModelFile, open_model
+from assay.judging.engines_under_test import Arms, ground
+from assay.judging.judge import PATHS
+from assay.parity.divergence import Divergence
+from assay.parity.flips import Positions, account, joined, observe
 from assay.peers import running
 from assay.peers.judged import JudgedPeer
-from formats import ModelFile, open_model
-from parity.divergence import Divergence
-from parity.flips import Positions, account, joined, observe
+from tests.real.fast_agreement import CODE, PROSE, excerpts
 
 WINDOW = 256
 CANDIDATES = {"f32": ("f32", "prefill"), "fast prefill": ("fast", "prefill"), "fast decode": ("fast", "decode"),

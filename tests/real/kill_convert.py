@@ -1,7 +1,7 @@
 """Kill conversions with SIGKILL at random moments: the final name must always be absent, the old file, or complete.
 
-    python tests/real/kill_convert.py                              # 200 kills with the built-in model, seconds
-    python tests/real/kill_convert.py --kills 30 --source 1.5b.gguf
+    python -m tests.real.kill_convert                              # 200 kills with the built-in model, seconds
+    python -m tests.real.kill_convert --kills 30 --source 1.5b.gguf
 
 Each conversion runs in a forked process, so that no time goes into starting Python and the kills spread over the
 writing itself. Targets take turns: APR, GGUF, a folder of three shards; every other time there is an old target to be
@@ -25,12 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT)]
-
-from formats.convert import convert  # noqa: E402  the checkout's, wherever this is started
-from formats.durable import UNFINISHED  # noqa: E402
-from goldens import BUILTIN  # noqa: E402
+from assay.formats.conversion.convert import convert
+from assay.formats.system.atomic_file import UNFINISHED
+from assay.goldens import BUILTIN
 
 TARGETS = ("x.apr", "x.gguf", "x")
 OLD = b"what was there before"

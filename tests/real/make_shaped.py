@@ -1,5 +1,5 @@
 """Write a file of the size and shape of a larger Qwen2.5, filled with random weights:
-``python tests/real/make_shaped.py 7b OUT.gguf --from SMALLER.gguf`` (needs the ``dev`` extra).
+``python -m tests.real.make_shaped 7b OUT.gguf --from SMALLER.gguf`` (needs the ``dev`` extra).
 
 Speed and memory depend on shapes and storage types, not on what the weights say; a model that cannot be had is
 stood in for by one that speaks nonsense. Vocabulary, merges and chat template are those of a real file of the
@@ -23,12 +23,12 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from formats import AssayError, InputError, blocks
-from formats.anatomy import Config, tensor_shapes
-from formats.ggml_types import BY_NAME
-from formats.gguf import GGUF, read_gguf
-from formats.gguf_qwen2 import vocabulary_of
-from formats.vocabulary import UNUSED
+from assay.formats import AssayError, InputError, blocks
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.containers.gguf import GGUF, read_gguf
+from assay.formats.contract.config import Config, tensor_shapes
+from assay.formats.contract.vocabulary import UNUSED
+from assay.formats.qwen2.from_gguf import vocabulary_of
 
 SEED = 7
 STD = 0.02  # of every matrix, as transformers are initialised: behind the last layer of 7b activations are of size 14

@@ -1,4 +1,4 @@
-"""Are ChatML prompts in a lower-margin regime than raw ones? ``python tests/real/margin_regimes.py MODEL``.
+"""Are ChatML prompts in a lower-margin regime than raw ones? ``python -m tests.real.margin_regimes MODEL``.
 
 The same text twice: raw, and as the answer of a conversation in the file's own template. Only the positions that
 predict the text's own tokens are compared, one by one, so that neither the template's tokens nor another choice of text
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from agreement import CHAT, RAW
-from fast_agreement import CODE, PROSE, excerpts
-from margins import margins
 
 from assay.engines import find, load
-from formats import open_model
+from assay.formats import open_model
+from tests.real.agreement import CHAT, RAW
+from tests.real.fast_agreement import CODE, PROSE, excerpts
+from tests.real.margins import margins
 
 QUESTION = "Continue."
 LENGTH = 192  # tokens of a text

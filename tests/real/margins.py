@@ -1,4 +1,4 @@
-"""How sure two models are of each next token: ``python tests/real/margins.py [MODEL ...] [--plot FILE] [--json FILE]``.
+"""How sure two models are of each next token: ``python -m tests.real.margins [MODEL ...] [--plot FILE] [--json FILE]``.
 
 The *margin* of a position is the distance between its two largest logits, in nats: what an engine's error must exceed
 before another token is chosen. Each model reads the same texts (teacher-forced, ``accel`` in f32): Python source that
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-import accel
+from assay import accel
 from assay.engines import find
-from goldens.train_builtin import chat_text, library
+from assay.goldens.training.train import chat_text, library
 
 LENGTH = 256  # tokens of a sequence: what the built-in model was trained on
 N_SEQUENCES = 2  # of each kind of text

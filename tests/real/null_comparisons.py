@@ -1,4 +1,4 @@
-"""Does the judge ever call a right engine wrong? ``python tests/real/null_comparisons.py [MODEL] [--number 400]``.
+"""Does the judge ever call a right engine wrong? ``python -m tests.real.null_comparisons [MODEL] [--number 400]``.
 
 Comparisons of which every one should be green: the fast engine and the oracle in all arithmetics, on excerpts of code
 and prose of 1 to 64 tokens, raw and in ChatML, by stages and by tokens; read at once, one by one, in chunks of random
@@ -16,18 +16,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from fast_agreement import CODE, PROSE
 
-import reference.model
+import assay.reference.model
 from assay import engines
-from assay.arms import Arms, ground
 from assay.engines import find, load
-from assay.judging import judge_flips, judge_free_run, judge_stages, written
+from assay.formats import open_model
+from assay.judging.engines_under_test import Arms, ground
+from assay.judging.judge import judge_flips, judge_free_run, judge_stages, written
+from assay.parity.flips import account, observe
+from assay.parity.verdict import Verdict, of_flips
 from assay.progress import quiet
-from formats import open_model
-from parity.flips import account, observe
-from parity.verdict import Verdict, of_flips
-from reference.linear import linear
+from assay.reference.linear import linear
+from tests.real.fast_agreement import CODE, PROSE
 
 RUNS = 4
 CANDIDATES = (("accel", "f32"), ("accel", "fast"), ("reference", "f32"), ("reference", "ggml"))
@@ -55,11 +55,11 @@ def shuffled(x: np.ndarray, weights: Any, name: str, arith: Any) -> np.ndarray:
 @contextmanager
 def computing(product: Any) -> Iterator[None]:
     """The oracle with another product; truth, in f64, keeps its own."""
-    reference.model.linear = product
+    assay.reference.model.linear = product
     try:
         yield
     finally:
-        reference.model.linear = linear
+        assay.reference.model.linear = linear
 
 
 def sample(arms: Arms, rng: np.random.Generator) -> list[int]:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fast_agreement as measured
 import numpy as np
 import pytest
 
-import accel
-import reference
-from goldens import BUILTIN
+from assay import accel, reference
+from assay.goldens import BUILTIN
+from tests.real import fast_agreement as measured
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from kill_convert import TARGETS, digest, put_old
 
-from formats import InputError
-from formats.convert import convert
-from goldens import BUILTIN
+from assay.formats import InputError
+from assay.formats.conversion.convert import convert
+from assay.goldens import BUILTIN
+from tests.real.kill_convert import TARGETS, digest, put_old
 
 ROOT = Path(__file__).parents[2]
 
 
 def killed(*arguments: str) -> tuple[int, str]:
     """Exit code and output of the script, in a process of its own: one that has loaded JAX must not fork."""
-    done = subprocess.run([sys.executable, Path(__file__).with_name("kill_convert.py"), *arguments],
+    done = subprocess.run([sys.executable, "-m", "tests.real.kill_convert", *arguments],
                           capture_output=True, text=True)  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
@@ -48,9 +48,9 @@ def test_a_full_disk(tmp_path: Path, name: str) -> None:
     script = """if True:
         import resource, sys
         from pathlib import Path
-        from formats import InputError
-        from formats.convert import convert
-        from goldens import BUILTIN
+        from assay.formats import InputError
+        from assay.formats.conversion.convert import convert
+        from assay.goldens import BUILTIN
         for limit in (400_000, 5_000, 0):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             try:
@@ -85,7 +85,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     """SIGINT to the command: exit code 130, one line, nothing left."""
     source = tmp_path / "source.gguf"
     source.write_bytes(BUILTIN.read_bytes())
-    script = ("import sys, formats.convert as c; write = c.write\n"
+    script = ("import sys, assay.formats.conversion.convert as c; write = c.write\n"
               "def interrupted(*a): write(*a); raise KeyboardInterrupt\n"
               "c.write = interrupted; sys.argv = ['assay', 'convert', *sys.argv[1:]]\n"
               "from assay.cli import main; main()")  # fmt: skip

@@ -6,16 +6,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import make_shaped
 import numpy as np
 import pytest
 
-import reference
-from formats import InputError, open_model
-from formats.anatomy import tensor_shapes
-from formats.gguf import read_gguf
-from formats.vocabulary import UNUSED
-from goldens import BUILTIN
+from assay import reference
+from assay.formats import InputError, open_model
+from assay.formats.containers.gguf import read_gguf
+from assay.formats.contract.config import tensor_shapes
+from assay.formats.contract.vocabulary import UNUSED
+from assay.goldens import BUILTIN
+from tests.real import make_shaped
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import margins as measured
 import numpy as np
 import pytest
 
-from goldens import BUILTIN
-from goldens.train_builtin import library
+from assay.goldens import BUILTIN
+from assay.goldens.training.train import library
+from tests.real import margins as measured
 
 
 def test_a_margin_is_the_distance_between_the_two_largest() -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizer_corpus import SAMPLES
 from tokenizers import Tokenizer
 
-import accel.tokenizer
-import reference.tokenizer
-from formats import InputError, open_model
-from formats.convert import convert
+import assay.accel.tokenizer
+import assay.reference.tokenizer
+from assay.formats import InputError, open_model
+from assay.formats.conversion.convert import convert
+from tests.tokenizer_corpus import SAMPLES
 
 pytestmark = pytest.mark.real
 PROMPT, N_TOKENS = "def fib(n):", 4
@@ -91,7 +91,7 @@ def test_half_billion_as_a_folder(real_05b: Path, scratch: Path) -> None:
     model = open_model(folder)
     assert model.vocabulary.tokens == open_model(real_05b).vocabulary.tokens
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for module in (reference.tokenizer, accel.tokenizer):
+    for module in (assay.reference.tokenizer, assay.accel.tokenizer):
         ours = module.Tokenizer(model.vocabulary)
         for text in SAMPLES.values():
             assert ours.encode(text) == library.encode(text).ids, text

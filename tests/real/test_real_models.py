@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-import accel
-import reference
-from formats import ModelFile, open_model
+from assay import accel, reference
+from assay.formats import ModelFile, open_model
 
 pytestmark = pytest.mark.real
 QUESTION = [{"role": "user", "content": "What is 2+2?"}]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from planted import FAULTS, IDS, Planted
 
-from assay.arms import Arms, arms, opened
 from assay.engines import find
-from assay.judging import judge_flips, judge_stages
+from assay.formats import open_model
+from assay.judging.engines_under_test import Arms, arms, opened
+from assay.judging.judge import judge_flips, judge_stages
+from assay.parity import stages
+from assay.parity.bisect import SLACK, bisect
+from assay.parity.distance import distance
+from assay.parity.flips import account
+from assay.parity.verdict import Verdict, of_flips
 from assay.progress import quiet
-from formats import open_model
-from parity import stages
-from parity.bisect import SLACK, bisect
-from parity.distance import distance
-from parity.flips import account
-from parity.verdict import Verdict, of_flips
+from tests.planted import FAULTS, IDS, Planted
 
 MODEL = "qwen2.5-coder-0.5b"
 TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"

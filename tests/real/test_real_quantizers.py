@@ -1,14 +1,14 @@
 """The quantisers on a whole model: every block of the 0.5B, in the type that Q4_K_M gives it, against ggml's own."""
 
-import ggml_library
 import numpy as np
 import pytest
 
 from assay.engines import find
-from formats import open_model
-from formats.ggml_types import BY_NAME
-from formats.mixture import chosen_types
-from formats.quantizers import quantize
+from assay.formats import open_model
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.quantizers import quantize
+from assay.formats.quantizers.quantization_mix import chosen_types
+from tests import ggml_library
 
 ROWS = 4096
 

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 import xllamacpp
-from tokenizer_corpus import SAMPLES, mixed_text
 
-import accel.tokenizer
-import reference.tokenizer
-from formats import open_model
-from formats.protocol import Prompt
-from formats.vocabulary import CONTROL, Vocabulary
+import assay.accel.tokenizer
+import assay.reference.tokenizer
+from assay.formats import open_model
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.vocabulary import CONTROL, Vocabulary
+from tests.tokenizer_corpus import SAMPLES, mixed_text
 
 pytestmark = pytest.mark.real
 
-Twins = tuple[reference.tokenizer.Tokenizer, accel.tokenizer.Tokenizer]
+Twins = tuple[assay.reference.tokenizer.Tokenizer, assay.accel.tokenizer.Tokenizer]
 LlamaCpp = Callable[[str, bool], list[int]]
 
 
@@ -36,13 +36,13 @@ def vocabulary(real_05b: Path) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def raw(vocabulary: Vocabulary) -> Twins:
-    twins = reference.tokenizer, accel.tokenizer
+    twins = assay.reference.tokenizer, assay.accel.tokenizer
     return twins[0].Tokenizer(vocabulary, nfc=False), twins[1].Tokenizer(vocabulary, nfc=False)
 
 
 @pytest.fixture(scope="module")
 def normalising(vocabulary: Vocabulary) -> Twins:
-    return reference.tokenizer.Tokenizer(vocabulary), accel.tokenizer.Tokenizer(vocabulary)
+    return assay.reference.tokenizer.Tokenizer(vocabulary), assay.accel.tokenizer.Tokenizer(vocabulary)
 
 
 @pytest.fixture(scope="module")

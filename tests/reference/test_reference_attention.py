@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from reference.attention import KVCache, attention, softmax
+from assay.reference.attention import KVCache, attention, softmax
 
 
 def random_qkv(n_tokens: int, n_past: int, n_heads: int, n_kv: int, head_dim: int) -> tuple[np.ndarray, ...]:

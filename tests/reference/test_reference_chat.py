@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.errors import InputError, TemplateError
-from reference.chat import FLAVOURS, as_json, assemble, render
+from assay.formats.errors import InputError, TemplateError
+from assay.reference.chat import FLAVOURS, as_json, assemble, render
 
 TEMPLATE = (Path(__file__).parents[2] / "goldens" / "qwen2.5.jinja").read_bytes().decode()
 DEFAULT = (

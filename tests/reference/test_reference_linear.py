@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
-from model_builder import TOKENS, Shape, build, random_rows
 
-import reference.weights
-from formats import InputError, Tensor, blocks, open_model
-from formats.ggml_types import BY_NAME
-from reference.arithmetic import ARITHMETICS, arithmetic
-from reference.block_dot import (
+import assay.reference.weights
+from assay.formats import InputError, Tensor, blocks, open_model
+from assay.formats.blocks.ggml_types import BY_NAME
+from assay.reference.arithmetic import ARITHMETICS, arithmetic
+from assay.reference.block_dot import (
     ACTIVATION_TYPE,
     Activations,
     block_dot,
@@ -23,8 +22,9 @@ from reference.block_dot import (
     quantize_q8_k,
     round_to_bf16,
 )
-from reference.linear import linear
-from reference.weights import Weights, row_slices
+from assay.reference.linear import linear
+from assay.reference.weights import Weights, row_slices
+from tests.model_builder import TOKENS, Shape, build, random_rows
 
 N_TOKENS, N_ROWS, N_COLUMNS = 3, 5, 1024
 U32 = 2.0**-24
@@ -155,7 +155,7 @@ def test_row_blocks_and_caching_change_nothing(
     x = np.random.default_rng(8).standard_normal((4, 256)).astype(kind.dtype)
     whole = linear(x, Weights(file), name, kind)
     cached = linear(x, Weights(file, cache=True), name, kind)
-    monkeypatch.setattr(reference.weights, "ROW_BLOCK_ELEMENTS", 7 * 256)
+    monkeypatch.setattr(assay.reference.weights, "ROW_BLOCK_ELEMENTS", 7 * 256)
     cut = linear(x, Weights(file), name, kind)
     assert whole.dtype == kind.dtype and whole.shape == (4, file.tensors[name].shape[0])
     span = np.abs(x) @ np.abs(file.tensors[name].decode().astype(kind.dtype)).T
@@ -173,7 +173,7 @@ def test_row_blocks_and_caching_change_nothing(
 
 @pytest.mark.parametrize("n_rows", [1, 6, 7, 8, 100])
 def test_row_slices_cover_every_row_once(n_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference.weights, "ROW_BLOCK_ELEMENTS", 7 * 16)
+    monkeypatch.setattr(assay.reference.weights, "ROW_BLOCK_ELEMENTS", 7 * 16)
     slices = list(row_slices((n_rows, 16)))
     assert [i for s in slices for i in range(n_rows)[s]] == list(range(n_rows))
     assert all(s.stop - s.start <= 7 for s in slices)

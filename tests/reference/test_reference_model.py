@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_builder import TOKENS, Shape, build, tensors_of
-from stages import captured, expected_order, relative, replacing, rounding_bound
 
-import reference
-from formats import FormatError, InputError, NumericError
-from formats.protocol import Sampling
-from goldens import BUILTIN
-from reference.model import Model
+from assay import reference
+from assay.formats import FormatError, InputError, NumericError
+from assay.formats.contract.engine import Sampling
+from assay.goldens import BUILTIN
+from assay.reference.model import Model
+from tests.model_builder import TOKENS, Shape, build, tensors_of
+from tests.stages import captured, expected_order, relative, replacing, rounding_bound
 
 IDS = [185, 3, 77, 410, 3, 3, 250, 19, 476, 300, 9, 8, 7]
 

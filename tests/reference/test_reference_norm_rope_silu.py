@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reference.rms_norm import rms_norm
-from reference.rope import rotate, rotation_angles
-from reference.swiglu import silu
+from assay.reference.rms_norm import rms_norm
+from assay.reference.rope import rotate, rotation_angles
+from assay.reference.swiglu import silu
 
 U32 = 2.0**-24
 """Unit roundoff of f32: a correctly rounded operation is off by at most this much of its result."""

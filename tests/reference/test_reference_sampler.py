@@ -5,18 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from formats import InputError
-from formats.protocol import Sampling
-from reference.sampler import (
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalize,
-    sample,
-    softmax,
-    threefry,
-    uniform,
-)
+from assay.formats import InputError
+from assay.formats.contract.engine import Sampling
+from assay.reference.sampler import keep_min_p, keep_top_k, keep_top_p, penalize, sample, softmax, threefry, uniform
 
 LN = np.log
 

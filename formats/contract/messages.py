@@ -1,0 +1,106 @@
+"""What a conversation may look like before anybody renders it: the rules of the data, no rendering.
+
+    messages   [{"role": "user", "content": "Hi"}, ...]; roles system, user, assistant, tool
+    calls      an assistant's "tool_calls": [{"name": str, "arguments": JSON}, ...], each perhaps wrapped as
+               {"function": {"name": ..., "arguments": ...}}; its content may then be None
+    tools      [JSON object, ...], one definition per function
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from assay.formats.errors import InputError
+
+ROLES = ("system", "user", "assistant", "tool")
+MAX_REQUEST_BYTES = 16 << 20
+MAX_DEPTH = 64
+"""Deepest nesting of lists and objects in one message or tool."""
+
+
+def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A copy of ``messages`` made of plain JSON types alone; InputError if they break the rules."""
+    copies = _checked_objects(messages, "messages")
+    if not copies:
+        raise InputError("the conversation is empty", where="messages", remedy="Give at least one message.")
+    for i, message in enumerate(copies):
+        _check_message(message, f"messages[{i}]")
+    return copies
+
+
+def checked_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """A copy of ``tools`` as of :func:`checked_messages`; None stays None."""
+    return None if tools is None else _checked_objects(tools, "tools")
+
+
+def checked_control_tokens(control_tokens: Sequence[str]) -> list[str]:
+    """The spellings to look for in content, longest first, so that the longest match wins; no duplicates.
+
+    A spelling that JSON would escape (quote, backslash, control character) is refused with InputError: inside
+    tool definitions content is JSON, and there its range could not be told.
+    """
+    for token in control_tokens:
+        if not isinstance(token, str) or json.dumps(token, ensure_ascii=False) != f'"{token}"':
+            raise InputError(f"the token {token!a} cannot be told apart in content", where="control_tokens",
+                             remedy="Leave it out, or pass special_in_content=True.")  # fmt: skip
+    return sorted({token for token in control_tokens if token}, key=lambda token: (-len(token), token))
+
+
+def _checked_objects(values: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(values, Sequence) or not all(isinstance(value, Mapping) for value in values):
+        raise InputError("not a list of objects", where=where, remedy="Give a list of JSON objects.")
+    try:
+        text = json.dumps([dict(value) for value in values], ensure_ascii=False, allow_nan=False)
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InputError("a lone surrogate is not text", where=where, remedy="Send valid Unicode.") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"not JSON data ({error})", where=where,
+                         remedy="Use text, finite numbers, lists and objects.") from error  # fmt: skip
+    if size > MAX_REQUEST_BYTES:
+        raise InputError(f"{size} bytes of JSON exceed {MAX_REQUEST_BYTES}", where=where, remedy="Send less.")
+    copies = json.loads(text)
+    for i, copy in enumerate(copies):
+        _check_depth(copy, f"{where}[{i}]")
+    return copies
+
+
+def _check_depth(value: Any, where: str) -> None:
+    level = [value]  # one level of nesting at a time: recursion is what hostile nesting would exhaust
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return
+    raise InputError(f"nested deeper than {MAX_DEPTH} levels", where=where, remedy="Send flatter data.")
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _check_message(message: dict[str, Any], where: str) -> None:
+    role = message.get("role")
+    if role not in ROLES:
+        raise InputError(f"no role is called {role!a}", where=f"{where}.role",
+                         remedy=f"Choose one of {', '.join(ROLES)}.")  # fmt: skip
+    calls = message.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise InputError("not a list of calls", where=f"{where}.tool_calls", remedy="Give a list or none.")
+    for i, call in enumerate(calls or []):
+        _check_call(call, f"{where}.tool_calls[{i}]")
+    content = message.get("content")
+    speechless = content is None and role == "assistant" and calls
+    if not isinstance(content, str) and not speechless:
+        raise InputError(f"content is {type(content).__name__}, not text", where=f"{where}.content",
+                         remedy="Give text; only an assistant that calls tools may have none.")  # fmt: skip
+
+
+def _check_call(call: Any, where: str) -> None:
+    if isinstance(call, dict) and "function" in call:
+        call, where = call["function"], f"{where}.function"
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
+        raise InputError("not a tool call", where=where, remedy='Give {"name": text, "arguments": JSON}.')
