@@ -64,7 +64,7 @@ def check_template(template: str) -> None:
     """TemplateError for a template that is missing, not text, or longer than MAX_TEMPLATE_BYTES."""
     if not isinstance(template, str) or not template:
         raise TemplateError("the model has no chat template", where="tokenizer.chat_template",
-                            remedy="It is no chat model: give raw text as the prompt.")  # fmt: skip
+                            remedy="It is not a chat model: give raw text as the prompt.")  # fmt: skip
     try:
         size = len(template.encode())
     except UnicodeEncodeError:

@@ -29,11 +29,11 @@ from jax import lax
 
 from assay.accel.layout import GROUP, LAYOUTS, Layout, evenly_spaced
 
-Planes = Sequence[jax.Array]
+PackedWords = Sequence[jax.Array]
 """The planes of one matrix: uint16 [n_groups, n_outputs] each."""
 
 
-def group_dots(layout: Layout, planes: Planes, x: jax.Array) -> list[jax.Array]:
+def group_dots(layout: Layout, planes: PackedWords, x: jax.Array) -> list[jax.Array]:
     """Σ_e (q_e − zero)·x_e over each group, or over each part of it that has its own scale.
 
     x int16 [n_groups, 32], each value an 8-bit integer. Exact: ``n_scales`` arrays, int32 [n_groups, n_outputs].
@@ -44,13 +44,13 @@ def group_dots(layout: Layout, planes: Planes, x: jax.Array) -> list[jax.Array]:
     totals = in_order(x, elements_of.reshape(-1)).reshape(len(x), n_runs, -1).astype(jnp.int32).sum(2)
     # Made once, before the loop: shifting and subtracting activations in it costs as much as the products.
     factors, totals = lax.optimization_barrier((telescoped(layout, x), totals))
-    fields, planes_left = iter(range(factors.shape[1])), iter(planes)
+    fields, words_left = iter(range(factors.shape[1])), iter(planes)
     dots = [jnp.int32(0)] * layout.n_scales
     for i, run in enumerate(layout.words):
         total, part = totals[:, i, None], i * layout.n_scales // n_runs
         sums = (-center * total).astype(jnp.uint16)
         for word in run:
-            plane, shift = next(planes_left), 0
+            plane, shift = next(words_left), 0
             for field in word:
                 sums += (plane >> shift if shift else plane) * factors[:, next(fields), None]
                 shift += field.bits
@@ -95,7 +95,7 @@ def pieces_of(layout: Layout) -> list[list[Piece]]:
     return pieces
 
 
-def elements(type_name: str, planes: Planes) -> list[jax.Array]:
+def elements(type_name: str, planes: PackedWords) -> list[jax.Array]:
     """q_e − zero for each element of a group, in order: int32 [n_groups, n_outputs] each."""
     layout = LAYOUTS[type_name]
     return [
@@ -105,7 +105,7 @@ def elements(type_name: str, planes: Planes) -> list[jax.Array]:
     ]  # fmt: skip
 
 
-def sheets(type_name: str, planes: Planes) -> list[tuple[list[int], jax.Array]]:
+def sheets(type_name: str, planes: PackedWords) -> list[tuple[list[int], jax.Array]]:
     """All elements at once, for decoding a whole matrix: (elements, q − zero int32 [n, n_groups, n_outputs]) by sheet.
 
     A sheet is all elements that stand at the same bits of their words: evenly spaced ones. The planes are first laid

@@ -60,7 +60,7 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
     Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
     ``max_tokens``. ``cache`` may hold an earlier conversation: the part of the prompt it already holds is not
     read again. Tokens come in bursts of about ``interval`` seconds. Raises InputError for a prompt that does not fit
-    the context together with ``max_tokens``, NumericError for a logit that is no number.
+    the context together with ``max_tokens``, NumericError for a logit that is not a number.
     """
     ids = encode(model, prompt)
     model.file.check_ids(ids, max_tokens=max_tokens)
@@ -198,7 +198,7 @@ class Writer:
         self.stopped_by: str | None = None
 
     def step(self, choice: Choice) -> Step:
-        """Take one choice, in NumPy scalars; the step to hand out. NumericError if the logits were no numbers."""
+        """Take one choice, in NumPy scalars; the step to hand out. NumericError if the logits were not numbers."""
         if not choice.finite:
             raise not_finite()
         self.last, self.n_written = int(choice.token), self.n_written + 1

@@ -251,6 +251,6 @@ def finite_logits(logits: jax.Array) -> np.ndarray:
 
 
 def not_finite() -> NumericError:
-    """The error for logits that are no numbers."""
+    """The error for logits that are not numbers."""
     return NumericError("a logit is NaN or infinite", where="stage logits",
                         remedy="Trace the stages to find where it first appears")  # fmt: skip

@@ -36,7 +36,7 @@ OUTPUT_SLICES = 16
 SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """Roles that multiply the same activations."""
 PACKING_THREADS = 2  # NumPy's copies run without the interpreter's lock; more threads than this gain nothing
-LOT_ROWS, LOT_ELEMENTS = 1536, 768
+CHUNK_ROWS, LOT_ELEMENTS = 1536, 768
 """What is re-ordered at once: little enough to stay in the cache, enough for NumPy's price of a call not to show."""
 
 
@@ -46,8 +46,8 @@ class Packed:
     """Matrices of one shape [out_features, in_features] and one type, each in a slot."""
 
     words: tuple[jax.Array, ...]
-    """Planes [n_slots, n_groups, out] uint16; see ``accel/layout.py``. Separate arrays, because then each plane of a
-    layer is a slice with one user, which XLA reads in place. Sixteen slices of one array cost a copy of the layer,
+    """Packed words [n_slots, n_groups, out] uint16; see ``accel/layout.py``. Separate arrays, because then each one of
+    a layer is a slice with one user, which XLA reads in place. Sixteen slices of one array cost a copy of the layer,
     or an index computation a byte: 10 to 36 billion weights/s in place of 30 to 46."""
     scales: tuple[jax.Array, ...]
     """[n_slots, n_groups, out], as many as the layout says; none where a group has only ``d``."""
@@ -218,16 +218,16 @@ def row_bytes(tensor: Tensor) -> int:
 
 
 def finite_rows(tensors: Sequence[Tensor], rows: range | None = None) -> Iterator[np.ndarray]:
-    """Rows of each tensor (all, or ``rows``), one tensor after the other, in lots: uint8 [n_rows, row_bytes].
+    """Rows of each tensor (all, or ``rows``), one tensor after the other, in chunks: uint8 [n_rows, row_bytes].
 
     Raises FormatError for a NaN or infinite scale.
     """
     for tensor in tensors:
         wanted = range(tensor.n_rows) if rows is None else rows
-        for start in range(wanted.start, wanted.stop, LOT_ROWS):
-            lot = slice(start, min(start + LOT_ROWS, wanted.stop))
-            tensor.check_finite(lot)
-            yield tensor.raw(lot)
+        for start in range(wanted.start, wanted.stop, CHUNK_ROWS):
+            chunk = slice(start, min(start + CHUNK_ROWS, wanted.stop))
+            tensor.check_finite(chunk)
+            yield tensor.raw(chunk)
 
 
 def shapes(type_name: str, n_slots: int, n_rows: int, row_bytes: int) -> Packed:
@@ -256,18 +256,18 @@ def nothing() -> None:
 
 def fill(planned: Packed, readers: Sequence[Callable[[], Iterable[np.ndarray]]],
          release: Callable[[], None] = nothing, filled: Callable[[], None] = nothing) -> Packed:  # fmt: skip
-    """Pack the lots of rows that each reader yields, one after the other, into its slot.
+    """Pack the chunks of rows that each reader yields, one after the other, into its slot.
 
-    ``release`` is called after each lot, ``filled`` after each slot. What was packed is not needed a second time:
+    ``release`` is called after each chunk, ``filled`` after each slot. What was packed is not needed a second time:
     giving its pages of the file back as one goes keeps the file and the packed weights from being in memory both.
     """
     host = jax.tree.map(lambda a: aligned(a.shape, a.dtype), planned)
 
     def place(slot: int) -> None:
         matrix, first = jax.tree.map(lambda a: a[slot], host), 0
-        for lot in readers[slot]():
-            place_rows(matrix, lot, first)
-            first += len(lot)
+        for chunk in readers[slot]():
+            place_rows(matrix, chunk, first)
+            first += len(chunk)
             release()
         filled()
 
@@ -276,17 +276,17 @@ def fill(planned: Packed, readers: Sequence[Callable[[], Iterable[np.ndarray]]],
     return jax.tree.map(jax.device_put, host)
 
 
-def place_rows(matrix: Packed, lot: np.ndarray, first: int) -> None:
+def place_rows(matrix: Packed, chunk: np.ndarray, first: int) -> None:
     """Write rows of blocks, uint8 [n_rows, row_bytes], as rows ``first`` and following of a matrix on the host."""
-    rows, block = slice(first, first + len(lot)), BY_NAME[matrix.type]
+    rows, block = slice(first, first + len(chunk)), BY_NAME[matrix.type]
     if "raw" in matrix.fields:
-        matrix.fields["raw"][rows] = lot
+        matrix.fields["raw"][rows] = chunk
         return
     step = LOT_ELEMENTS // block.block_elements * block.block_bytes
-    for column in range(0, lot.shape[1], step):
-        parts = packed_of(matrix.type, parts_of(matrix.type, lot[:, column : column + step]))
+    for column in range(0, chunk.shape[1], step):
+        parts = packed_of(matrix.type, parts_of(matrix.type, chunk[:, column : column + step]))
         for array, part in zip(jax.tree.leaves(matrix), jax.tree.leaves(parts), strict=True):
-            at = column * len(array) // lot.shape[1]  # arrays have so many rows for each block
+            at = column * len(array) // chunk.shape[1]  # arrays have so many rows for each block
             array[at : at + len(part), rows] = part
 
 

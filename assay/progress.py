@@ -17,7 +17,7 @@ from assay.formats.system.atomic_file import quiet
 def bar() -> Iterator[Callback]:
     """A callback ``progress(done, total, label)`` that draws one bar; a new label starts it anew.
 
-    The bar vanishes at the end. Where standard error is no terminal the callback does nothing.
+    The bar vanishes at the end. Where standard error is not a terminal the callback does nothing.
     """
     if not sys.stderr.isatty():
         yield quiet

@@ -1,7 +1,7 @@
 """The first stage whose own computation is wrong, and the proof that it is the cause.
 
 A binary search over boundaries would take log2(layers x stages) runs, each of which only says "before or after".
-Feeding every stage with the truth (``stages.own``) tries all of them in one run. What is left is to prove it:
+Feeding every stage with the truth (``stages.local``) tries all of them in one run. What is left is to prove it:
 
     1  ordinary run          the logits are off: by so many floors
     2  truth everywhere      the stages that are wrong by themselves; the first of them is accused
@@ -23,9 +23,9 @@ from assay.formats import NumericError
 from assay.formats.contract.engine import Engine, Tap
 from assay.parity.distance import distance
 from assay.parity.precision import Key
-from assay.parity.stages import Distances, Floor, inherited, over_floor, own
+from assay.parity.stages import Distances, NoiseFloor, accumulated, local, over_floor
 
-SLACK = 4.0
+TOLERANCE_FACTOR = 4.0
 """Floors that an error may measure: the floor is the largest of a few draws, and another draw may be larger. Right
 engines showed up to 2.4 (``docs/parity.md``)."""
 
@@ -34,14 +34,14 @@ engines showed up to 2.4 (``docs/parity.md``)."""
 class Finding:
     """What a bisection found."""
 
-    inherited: Distances
+    accumulated: Distances
     """The distance of every stage of an ordinary run."""
-    own: Distances
+    local: Distances
     """The error of every stage that was fed with the truth."""
     ratios: Mapping[Key, float]
     """The same in floors."""
     wrong: tuple[Key, ...]
-    """Every stage whose own error is beyond the floor, in order."""
+    """Every stage whose local error is beyond the floor, in order."""
     logits_restored: float | None
     """Relative L2 distance of the logits with the truth transplanted at every wrong stage; None where nothing was."""
     forwards: int = 0
@@ -54,25 +54,25 @@ class Finding:
 
     @property
     def ratio(self) -> float:
-        """The site's own error in floors; of the worst stage where none is beyond."""
+        """The site's local error in floors; of the worst stage where none is beyond."""
         return self.ratios[self.site] if self.site else max(self.ratios.values())
 
     @property
     def logits_before(self) -> float:
         """Relative L2 distance of the candidate's logits to the truth; infinite if no numbers, NaN if not dumped."""
-        found = self.inherited.get(("logits", None))
+        found = self.accumulated.get(("logits", None))
         return found.relative_l2 if found else float("nan")
 
 
-def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], limits: Floor,
-           slack: float = SLACK) -> Finding:  # fmt: skip
+def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], limits: NoiseFloor,
+           tolerance: float = TOLERANCE_FACTOR) -> Finding:  # fmt: skip
     """Find the stages of ``candidate`` that compute something wrong on ``ids``.
 
-    ``truth``: the true activation of every stage; ``limits``: the floor of each stage's own error.
+    ``truth``: the true activation of every stage; ``limits``: the floor of each stage's local error.
     """
-    ordinary, alone = inherited(candidate, ids, truth), own(candidate, ids, truth)
+    ordinary, alone = accumulated(candidate, ids, truth), local(candidate, ids, truth)
     ratios = {key: over_floor(found, limits[key]) for key, found in alone.items()}
-    wrong = tuple(key for key, ratio in ratios.items() if not ratio <= slack)
+    wrong = tuple(key for key, ratio in ratios.items() if not ratio <= tolerance)
 
     def transplant(stage: str, layer: int | None, activation: Any) -> Any:
         return truth[stage, layer].astype(activation.dtype) if (stage, layer) in wrong else activation
@@ -82,7 +82,7 @@ def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray
 
 
 def _logits_distance(engine: Engine, ids: Sequence[int], expected: np.ndarray, tap: Tap) -> float:
-    """Relative L2 distance of the logits to the true ones; infinite if they are no numbers."""
+    """Relative L2 distance of the logits to the true ones; infinite if they are not numbers."""
     try:
         return distance(engine.forward(ids, tap), expected).relative_l2
     except NumericError:

@@ -16,7 +16,7 @@ from assay.formats.contract.engine import Engine
 from assay.parity.distance import over
 from assay.parity.divergence import Divergence, block_bootstrap, divergence
 from assay.parity.precision import Precision
-from assay.parity.prediction import Prediction, lead, predict
+from assay.parity.prediction import Prediction, logit_gap, predict
 
 EXPLAINED = 1e-3
 """A flip is explained where the floor predicted it with at least this probability."""
@@ -84,11 +84,11 @@ def observe(predicted: Prediction, found: np.ndarray, following: Sequence[int] =
     """What became of the prediction in a candidate's logits ``found`` [n_positions, n_vocab]."""
     return Positions(
         top=predicted.ranked[:, 0],
-        margin=predicted.leads[:, 0],
+        margin=predicted.logit_gaps[:, 0],
         sigma=predicted.sigmas[:, 0],
         probability=predicted.probability,
         flipped=np.nanargmax(found, 1) != predicted.ranked[:, 0],
-        moved=lead(found, predicted.ranked)[:, 0] - predicted.leads[:, 0],
+        moved=logit_gap(found, predicted.ranked)[:, 0] - predicted.logit_gaps[:, 0],
         divergence=divergence(predicted.exact, found, following),
     )
 
@@ -136,7 +136,7 @@ class Account(NamedTuple):
     unexplained: tuple[int, ...]
     """Positions that flipped although the floor gave that less than EXPLAINED."""
     noise: float
-    """Root mean square of how far the candidate moved the first lead, in units of what the floor predicts: 1 is as
+    """Root mean square of how far the candidate moved the first logit gap, in units of what the floor predicts: 1 is as
     declared. Where no token flips it still shows an error that is too large; NaN where an engine names too little."""
     top1: float
     kl_mean: float

@@ -70,11 +70,11 @@ def free_run(generate: Generate, prompt: Sequence[int], answer: Sequence[int], p
         if list(found) != list(answer[at:]):
             same = first_difference(found, answer[at:])
         said = np.asarray(margins[:same])
-        moved[at : at + len(said)] = said - predicted.leads[at : at + len(said), 0]
+        moved[at : at + len(said)] = said - predicted.logit_gaps[at : at + len(said), 0]
         at += same
         if at < len(answer):
             splits.append(Split(at, answer[at], found[same] if same < len(found) else None,
-                                float(predicted.leads[at, 0]), float(predicted.probability[at])))  # fmt: skip
+                                float(predicted.logit_gaps[at, 0]), float(predicted.probability[at])))  # fmt: skip
             at += 1
     return FreeRun(tuple(answer), tuple(splits), float(predicted.probability.sum()),
                    count_p_value(predicted.probability, len(splits)),

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from assay.parity.bisect import SLACK, Finding
+from assay.parity.bisect import TOLERANCE_FACTOR, Finding
 from assay.parity.distance import Distance, over
-from assay.parity.stages import MEASURES, Floor
+from assay.parity.stages import MEASURES, NoiseFloor
 from assay.parity.verdict import Verdict
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -62,8 +62,8 @@ def text(given: str) -> str:
     return NO_XML.sub("\ufffd", given)
 
 
-def stage_cases(found: Finding | None, floor: Floor, verdict: Verdict) -> list[Case]:
-    """A case for every stage of every layer, failed where its own error is beyond the floor.
+def stage_cases(found: Finding | None, floor: NoiseFloor, verdict: Verdict) -> list[Case]:
+    """A case for every stage of every layer, failed where its local error is beyond the floor.
 
     ``found`` None: there was no floor, which is an error. So is whatever else makes ``verdict`` red or undecided
     though no stage is wrong: an oracle that is not to be trusted.
@@ -72,11 +72,11 @@ def stage_cases(found: Finding | None, floor: Floor, verdict: Verdict) -> list[C
     if found is None:
         return [undecided._replace(message=UNCALIBRATED)]
     cases = [] if verdict.green or verdict == Verdict.BUG else [undecided]
-    for (stage, layer), own in found.own.items():
+    for (stage, layer), one in found.local.items():
         name = "whole model" if layer is None else f"layer {layer}"
         wrong = (stage, layer) in found.wrong
         cases.append(Case(f"stages.{stage}", name, Outcome.FAILED if wrong else Outcome.PASSED,
-                          beyond(own, floor[stage, layer]) if wrong else ""))  # fmt: skip
+                          beyond(one, floor[stage, layer]) if wrong else ""))  # fmt: skip
     return cases
 
 
@@ -84,8 +84,8 @@ def beyond(own: Distance, limits: Mapping[str, float]) -> str:
     """A wrong stage's error in words, by the measure that is furthest beyond the floor."""
     ratios = {measure: float(over(getattr(own, measure), limits[measure])) for measure in MEASURES}
     worst = max(MEASURES, key=ratios.__getitem__)
-    return (f"own error {getattr(own, worst):.3g} ({worst}), floor {limits[worst]:.3g}: {ratios[worst]:.3g} floors, "
-            f"{SLACK:g} are allowed; worst position {own.position}, worst channel {own.channel}"
+    return (f"local error {getattr(own, worst):.3g} ({worst}), floor {limits[worst]:.3g}: {ratios[worst]:.3g} floors, "
+            f"{TOLERANCE_FACTOR:g} are allowed; worst position {own.position}, worst channel {own.channel}"
             f"{f'; {own.n_bad} elements are NaN or infinite' if own.n_bad else ''}")  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from assay.formats import ModelFile, NumericError
-from assay.parity.bisect import SLACK
+from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.distance import distance, over
 from assay.parity.precision import Key, Tapped
 from assay.parity.sample import place
@@ -36,7 +36,7 @@ class Fault(NamedTuple):
     wrong: float
     """What the candidate computed there from the true input."""
     limit: float
-    """The largest absolute error that is still right: ``SLACK`` floors."""
+    """The largest absolute error that is still right: ``TOLERANCE_FACTOR`` floors."""
 
 
 class Repro(NamedTuple):
@@ -62,7 +62,7 @@ def alone(candidate: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray]
             shown.append(np.array(activation, np.float64).reshape(len(ids), -1))
         return truth[stage, layer].astype(activation.dtype).reshape(activation.shape)
 
-    with suppress(NumericError):  # logits that are no numbers, after they were shown
+    with suppress(NumericError):  # logits that are not numbers, after they were shown
         candidate.forward(ids, tap)
     return shown[0]
 
@@ -79,8 +79,8 @@ def worst(site: Key, found: np.ndarray, truth: np.ndarray, limits: Mapping[str, 
         error = np.where(np.isfinite(x), over(np.abs(x - t), rms), np.inf)
     position, channel = (int(i) for i in np.unravel_index(error.argmax(), error.shape))
     measured = distance(found, truth)
-    beyond = [limits[m] for m in MEASURES if not getattr(measured, m) <= SLACK * limits[m]]
-    limit = SLACK * max(beyond, default=limits["peak"]) * float(rms[position, 0])
+    beyond = [limits[m] for m in MEASURES if not getattr(measured, m) <= TOLERANCE_FACTOR * limits[m]]
+    limit = TOLERANCE_FACTOR * max(beyond, default=limits["peak"]) * float(rms[position, 0])
     return Fault(site, position, channel, float(x[position, channel]), limit)
 
 
@@ -106,7 +106,7 @@ import numpy as np
 # SHA-256 of the model: {file.sha256}
 STAGE, LAYER, POSITION, CHANNEL = {stage!r}, {layer!r}, {position}, {channel}
 WRONG = {literal(wrong)}  # what the engine computed from the true input
-FLOOR, FLOORS = {literal(limit / SLACK)}, {SLACK:g}  # absolute error that rounding makes here; so many are allowed
+FLOOR, FLOORS = {literal(limit / TOLERANCE_FACTOR)}, {TOLERANCE_FACTOR:g}  # of rounding; so many are allowed
 
 data = np.load(Path(__file__).with_suffix(".npz"))
 {chr(10).join(loaded)}

@@ -1,7 +1,7 @@
 """Which tokens can flip, and how probable that is: from truth and floor alone, before the candidate is looked at.
 
 At position i the true logits prefer a, by a margin m_j over each rival j. In K runs of the oracle with the declared
-noise the lead of a over j changed with standard deviation s_ij. K is small, so each s_ij is drawn towards what all
+noise the logit gap of a over j changed with standard deviation s_ij. K is small, so each s_ij is drawn towards what all
 positions have in common, as far as they have it in common: with d degrees of freedom that the others lend, it has K + d
 (Smyth, "Linear Models and Empirical Bayes Methods", 2004). Under the candidate's rounding, another draw of the same
 noise, j overtakes a with probability P(T > m_j / s_ij), T of Student's distribution. Of several rivals any may win:
@@ -40,10 +40,10 @@ class Prediction(NamedTuple):
     """True logits [n_positions, n_vocab], f64."""
     ranked: np.ndarray
     """The likeliest tokens [n_positions, 1 + RIVALS], best first."""
-    leads: np.ndarray
+    logit_gaps: np.ndarray
     """By how much the first leads each of the others [n_positions, RIVALS]."""
     sigmas: np.ndarray
-    """Standard deviation of each lead under the declared noise."""
+    """Standard deviation of each logit gap under the declared noise."""
     probability: np.ndarray
     """That another token comes first [n_positions]."""
 
@@ -61,19 +61,19 @@ def predict(exact: np.ndarray, oracle: Tapped, ids: Sequence[int], declared: Pre
     exact = np.asarray(exact, np.float64)
     ranked = np.argpartition(-exact, RIVALS, axis=1)[:, : RIVALS + 1]
     ranked = np.take_along_axis(ranked, np.argsort(-np.take_along_axis(exact, ranked, 1), axis=1, kind="stable"), 1)
-    leads = lead(exact, ranked)
+    gaps = logit_gap(exact, ranked)
 
     def variances() -> np.ndarray:
         def moved(run: int) -> np.ndarray:
-            return np.square(lead(declared.noisy(oracle, run).forward(ids, declared.noise(run)), ranked) - leads)
+            return np.square(logit_gap(declared.noisy(oracle, run).forward(ids, declared.noise(run)), ranked) - gaps)
 
-        return sum(each_run(moved, range(seed, seed + runs)), np.zeros_like(leads)) / runs
+        return sum(each_run(moved, range(seed, seed + runs)), np.zeros_like(gaps)) / runs
 
     sigmas, freedom = moderated(kept(variances), runs)
-    return Prediction(exact, ranked, leads, sigmas, flip_probability(leads, sigmas, freedom))
+    return Prediction(exact, ranked, gaps, sigmas, flip_probability(gaps, sigmas, freedom))
 
 
-def lead(logits: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+def logit_gap(logits: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """By how much the first of ``ranked`` [n, 1 + RIVALS] leads each of the others, f64 [n, RIVALS]."""
     chosen = np.take_along_axis(logits, ranked, axis=1).astype(np.float64)
     return chosen[:, :1] - chosen[:, 1:]
@@ -107,10 +107,10 @@ def trigamma(x: float) -> float:
     return (math.lgamma(x + h) - 2 * math.lgamma(x) + math.lgamma(x - h)) / h**2
 
 
-def flip_probability(leads: np.ndarray, sigmas: np.ndarray, freedom: int) -> np.ndarray:
-    """Probability [n] that one of the rivals overtakes; leads and sigmas [n, RIVALS]."""
+def flip_probability(gaps: np.ndarray, sigmas: np.ndarray, freedom: int) -> np.ndarray:
+    """Probability [n] that one of the rivals overtakes; gaps and sigmas [n, RIVALS]."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(sigmas > 0, leads / sigmas, np.where(leads > 0, np.inf, 0.0))
+        t = np.where(sigmas > 0, gaps / sigmas, np.where(gaps > 0, np.inf, 0.0))
     return 1 - np.prod(1 - student_tail(t, freedom), axis=1)
 
 

@@ -34,8 +34,8 @@ class Cell(NamedTuple):
     stage: str
     layer: int | None
     over_floor: float
-    own: float
-    inherited: float
+    local: float
+    accumulated: float
     std_ratio: float
 
 
@@ -59,7 +59,7 @@ code { background: #f2f4f7; padding: .15rem .4rem; border-radius: 4px; font-size
 
 
 def page(*, title: str, verdict: str, green: bool | None, reason: str, facts: Mapping[str, str], command: str,
-         cells: Sequence[Cell], slack: float, tokens: Sequence[Token], flips: str) -> str:  # fmt: skip
+         cells: Sequence[Cell], tolerance: float, tokens: Sequence[Token], flips: str) -> str:  # fmt: skip
     """The whole page. ``green`` None is for a comparison that did not take place."""
     colour = "grey" if green is None else "green" if green else "red"
     parts = [
@@ -68,11 +68,11 @@ def page(*, title: str, verdict: str, green: bool | None, reason: str, facts: Ma
         f"<p><code>{escape(command)}</code></p>",
     ]
     if cells:
-        parts += ["<h2>Each stage's own error, in floors</h2>",
+        parts += ["<h2>Each stage's local error, in floors</h2>",
                   '<p class="soft">Every stage of every layer is fed with the truth; its error is divided by the '
                   "largest error that noisy runs of the oracle show there. 1 is the floor; beyond "
-                  f"{slack:g} is a bug. Point at a cell for its figures.</p>",
-                  f'<div class="wide">{heat_map(cells, slack)}</div>']  # fmt: skip
+                  f"{tolerance:g} is a bug. Point at a cell for its figures.</p>",
+                  f'<div class="wide">{heat_map(cells, tolerance)}</div>']  # fmt: skip
     if tokens:
         parts += ["<h2>The text, each token by what it would take to flip the one after it</h2>",
                   f'<p>{escape(flips)}</p><p class="soft">White: the next token is certain. The darker, the nearer its '
@@ -89,13 +89,13 @@ def page(*, title: str, verdict: str, green: bool | None, reason: str, facts: Ma
             f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n")  # fmt: skip
 
 
-def heat(ratio: float, slack: float) -> str:
-    """White at no error, blue at the floor, through amber to red at ``slack`` floors and beyond."""
-    if not ratio <= slack:
+def heat(ratio: float, tolerance: float) -> str:
+    """White at no error, blue at the floor, through amber to red at ``tolerance`` floors and beyond."""
+    if not ratio <= tolerance:
         return "#b42318"
     if ratio <= 1:
         return mixed((255, 255, 255), (132, 173, 255), ratio)
-    return mixed((132, 173, 255), (253, 176, 34), (ratio - 1) / (slack - 1))
+    return mixed((132, 173, 255), (253, 176, 34), (ratio - 1) / (tolerance - 1))
 
 
 def mixed(a: tuple[int, int, int], b: tuple[int, int, int], share: float) -> str:
@@ -103,14 +103,14 @@ def mixed(a: tuple[int, int, int], b: tuple[int, int, int], share: float) -> str
     return "#" + "".join(f"{round(x + (y - x) * share):02x}" for x, y in zip(a, b, strict=True))
 
 
-def heat_map(cells: Sequence[Cell], slack: float) -> str:
+def heat_map(cells: Sequence[Cell], tolerance: float) -> str:
     """Stages down, layers across; what belongs to no layer stands in a column of its own."""
     stages = list(dict.fromkeys(cell.stage for cell in cells))
     layers = sorted({cell.layer for cell in cells if cell.layer is not None})
     column = {layer: i + 1 for i, layer in enumerate(layers)} | {None: 0}
     below = TOP + CELL * len(stages) + 8
     width, height = LEFT + CELL * max(len(layers) + 1, 8) + 10, below + 32
-    out = [f'<svg width="{width}" height="{height}" role="img" aria-label="own error over floor">']
+    out = [f'<svg width="{width}" height="{height}" role="img" aria-label="local error over floor">']
     out += [f'<text x="{LEFT + CELL * column[layer] + CELL / 2}" y="14" text-anchor="middle">{layer}</text>'
             for layer in layers]  # fmt: skip
     out += [f'<text x="{LEFT - 8}" y="{TOP + CELL * i + 15}" text-anchor="end">{stage}</text>'
@@ -118,18 +118,21 @@ def heat_map(cells: Sequence[Cell], slack: float) -> str:
     for cell in cells:
         x, y = LEFT + CELL * column[cell.layer], TOP + CELL * stages.index(cell.stage)
         where = place(cell.stage, cell.layer)
-        says = f"{where}: {cell.over_floor:.2f} floors, own error {cell.own:.2e}, inherited {cell.inherited:.2e}"
+        says = (
+            f"{where}: {cell.over_floor:.2f} floors, local error {cell.local:.2e}, accumulated {cell.accumulated:.2e}"
+        )
         out.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" rx="3" stroke="#d0d5dd" '
-                   f'fill="{heat(cell.over_floor, slack)}"><title>{escape(says)}</title></rect>')  # fmt: skip
-    return "".join([*out, legend(slack, below), "</svg>"])
+                   f'fill="{heat(cell.over_floor, tolerance)}"><title>{escape(says)}</title></rect>')  # fmt: skip
+    return "".join([*out, legend(tolerance, below), "</svg>"])
 
 
-def legend(slack: float, y: float) -> str:
+def legend(tolerance: float, y: float) -> str:
     """The colours of the heat map, from no error to a bug, and what they stand for."""
-    ratios = [0.0, 0.5, 1.0, (1 + slack) / 2, slack, math.inf]
-    names = ["0", "", "1 floor", "", f"{slack:g}", "bug"]
+    ratios = [0.0, 0.5, 1.0, (1 + tolerance) / 2, tolerance, math.inf]
+    names = ["0", "", "1 floor", "", f"{tolerance:g}", "bug"]
     return "".join(
-        f'<rect class="key" x="{LEFT + CELL * i}" y="{y}" width="{CELL - 2}" height="8" fill="{heat(ratio, slack)}"/>'
+        f'<rect class="key" x="{LEFT + CELL * i}" y="{y}" width="{CELL - 2}" height="8" '
+        f'fill="{heat(ratio, tolerance)}"/>'
         f'<text x="{LEFT + CELL * i + CELL / 2 - 1}" y="{y + 21}" text-anchor="middle">{name}</text>'
         for i, (ratio, name) in enumerate(zip(ratios, names, strict=True))
     )
@@ -188,11 +191,11 @@ def scatter(tokens: Sequence[Token], width: int = 560, height: int = 360) -> str
 
 def table(cells: Sequence[Cell]) -> str:
     """The worst layer of each stage."""
-    rows = ["<tr><th>stage</th><th>worst layer</th><th>over floor</th><th>own error</th><th>inherited</th>"
+    rows = ["<tr><th>stage</th><th>worst layer</th><th>over floor</th><th>local error</th><th>accumulated</th>"
             "<th>std ratio</th></tr>"]  # fmt: skip
     for stage in dict.fromkeys(cell.stage for cell in cells):
         worst = max((cell for cell in cells if cell.stage == stage), key=lambda cell: cell.over_floor)
         layer = "" if worst.layer is None else str(worst.layer)
         rows.append(f"<tr><td>{stage}</td><td>{layer}</td><td>{worst.over_floor:.2f}</td><td>{worst.own:.2e}</td>"
-                    f"<td>{worst.inherited:.2e}</td><td>{worst.std_ratio:.4f}</td></tr>")  # fmt: skip
+                    f"<td>{worst.accumulated:.2e}</td><td>{worst.std_ratio:.4f}</td></tr>")  # fmt: skip
     return f"<table>{''.join(rows)}</table>"

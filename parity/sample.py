@@ -1,4 +1,4 @@
-"""The same-sample gate: before any number is compared, both sides must have been shown the same thing.
+"""The same-sample check: before any number is compared, both sides must have been shown the same thing.
 
 Most of the incident's false alarms, and its blindness, came from comparing what was not the same: statistics of seven
 positions with those of one, a prompt wrapped in a template twice, ids from a tokenizer that split a control token.
@@ -31,23 +31,23 @@ class Sample:
 def check_same(one: Sample, other: Sample) -> None:
     """Nothing if both engines read the same; SampleError names the first thing that differs."""
     if one.weights != other.weights:
-        raise SampleError(f"weights {one.weights[:12]} and {other.weights[:12]}", where="same-sample gate: weights",
+        raise SampleError(f"weights {one.weights[:12]} and {other.weights[:12]}", where="same-sample check: weights",
                           remedy="Compare two engines on one file")  # fmt: skip
     if one.text != other.text:
         at = first_difference(one.text or "", other.text or "")
         raise SampleError(f"{excerpt(one.text, at)} and {excerpt(other.text, at)} at character {at}",
-                          where="same-sample gate: rendered prompt",
+                          where="same-sample check: rendered prompt",
                           remedy="Render the prompt once, or mend the template engine that is wrong")  # fmt: skip
     if one.ids != other.ids:
         at = first_difference(one.ids, other.ids)
         raise SampleError(f"{list(one.ids[at : at + 4])} and {list(other.ids[at : at + 4])} from position {at} on",
-                          where="same-sample gate: token ids",
+                          where="same-sample check: token ids",
                           remedy="Force the ids, or mend the tokenizer that is wrong")  # fmt: skip
 
 
 def check_shapes(stage: str, layer: int | None, found: Any, expected: Any) -> None:
     """Nothing if an activation has the positions and elements of the true one; else SampleError."""
-    where = f"same-sample gate: {place(stage, layer)}"
+    where = f"same-sample check: {place(stage, layer)}"
     if len(found) != len(expected):
         raise SampleError(f"{len(found)} positions and {len(expected)}", where=where,
                           remedy="Statistics of different positions say nothing about one another")  # fmt: skip

@@ -1,10 +1,10 @@
-"""Every stage's own error: all stages are fed with the truth, and each shows what it makes of it.
+"""Every stage's local error: all stages are fed with the truth, and each shows what it makes of it.
 
-Errors grow on their way through a model, so a stage that differs need not be wrong: it may have inherited everything.
-Here nothing is inherited. The tap takes down what the engine computed and hands back the truth, so the next stage
+Errors grow on their way through a model, so a stage that differs need not be wrong: it may have accumulated everything.
+Here nothing is accumulated. The tap takes down what the engine computed and hands back the truth, so the next stage
 starts from there. One forward pass, and each stage of each layer has been tried on its own:
 
-    engine   input = truth ─> [stage] ─> output     distance(output, truth): its own error
+    engine   input = truth ─> [stage] ─> output     distance(output, truth): its local error
                                  tap <── truth
                                   └────> next stage
 
@@ -55,12 +55,14 @@ def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     return shown
 
 
-def inherited(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
-    """Distance of every stage of an ordinary run: its own error and all before it."""
+def accumulated(
+    engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged
+) -> Distances:
+    """Distance of every stage of an ordinary run: its local error and all before it."""
     return _compare(engine, ids, truth, noise)
 
 
-def own(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
+def local(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
     """Distance of every stage when it is fed with the truth, moved by ``noise``."""
 
     def hand_back(stage: str, layer: int | None, found: np.ndarray) -> np.ndarray:
@@ -79,22 +81,22 @@ def _compare(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray]
         distances[stage, layer] = distance(found, expected)
         return go_on_with(stage, layer, found)
 
-    with suppress(NumericError):  # logits that are no numbers: every stage has been shown by then
+    with suppress(NumericError):  # logits that are not numbers: every stage has been shown by then
         engine.forward(ids, tap)
     return {key: distances[key] for key in truth if key in distances}
 
 
 MEASURES = ("relative_l2", "worst_position", "peak")
 """What of a distance is held against the floor: everything, the worst position, the worst channel."""
-Floor = dict[Key, Mapping[str, float]]
+NoiseFloor = dict[Key, Mapping[str, float]]
 
 
-def floor(oracle: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
-          runs: int = 4) -> Floor:  # fmt: skip
-    """The largest of each measure of a stage's own error that ``runs`` perturbed runs of the oracle showed."""
+def noise_floor(oracle: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
+          runs: int = 4) -> NoiseFloor:  # fmt: skip
+    """The largest of each measure of a stage's local error that ``runs`` perturbed runs of the oracle showed."""
 
     def perturbed(seed: int) -> Distances:
-        return own(declared.noisy(oracle, seed), ids, truth, declared.noise(seed))
+        return local(declared.noisy(oracle, seed), ids, truth, declared.noise(seed))
 
     every = each_run(perturbed, range(runs))
     return {key: {m: max(getattr(one[key], m) for one in every) for m in MEASURES} for key in truth}

@@ -1,9 +1,9 @@
-"""What a dump alone says: every stage's own error, by transplanting the other way round.
+"""What a dump alone says: every stage's local error, by transplanting the other way round.
 
 The oracle in f64 runs, and at every stage its tap takes down what it made of the *dumped* inputs and hands back the
 dumped output, so the next stage starts from there:
 
-    oracle   input = dump ─> [stage] ─> output     distance(dump, output): the stage's own error
+    oracle   input = dump ─> [stage] ─> output     distance(dump, output): the stage's local error
                                 tap <── dump
                                  └────> next stage
 
@@ -22,11 +22,11 @@ import numpy as np
 
 from assay.formats.contract.engine import Tap
 from assay.formats.errors import NumericError, SampleError
-from assay.parity.bisect import SLACK, Finding
+from assay.parity.bisect import TOLERANCE_FACTOR, Finding
 from assay.parity.distance import Distance, distance
 from assay.parity.precision import Key, Precision, Tapped
 from assay.parity.sample import Sample, check_same, check_shapes, place
-from assay.parity.stages import MEASURES, Activations, Distances, Floor, over_floor, unchanged
+from assay.parity.stages import MEASURES, Activations, Distances, NoiseFloor, over_floor, unchanged
 
 Stages = Mapping[Key, np.ndarray]
 
@@ -55,19 +55,19 @@ def recomputed(truth: Tapped, ids: Sequence[int], dump: Stages) -> Activations:
     made: Activations = {}
     fed(truth, ids, dump, lambda key, found: made.__setitem__(key, np.array(found)))
     if foreign := [key for key in dump if key not in made]:
-        raise SampleError(f"the dump has {place(*foreign[0])}, the model has none", where="same-sample gate: stages",
+        raise SampleError(f"the dump has {place(*foreign[0])}, the model has none", where="same-sample check: stages",
                           remedy="Give the model that was traced")  # fmt: skip
     return {key: found for key, found in made.items() if key in dump}
 
 
-def own(found: Stages, expected: Activations) -> Distances:
+def local(found: Stages, expected: Activations) -> Distances:
     """Distance of every dumped stage to what the truth makes of its inputs."""
     return {key: _where_numbers(found[key], t) for key, t in expected.items()}
 
 
-def floor(oracle: Tapped, ids: Sequence[int], dump: Stages, expected: Activations, declared: Precision, *,
-          runs: int = 4) -> Floor:  # fmt: skip
-    """The largest of each measure of an own error that ``runs`` noisy runs of the oracle showed, fed from the dump."""
+def noise_floor(oracle: Tapped, ids: Sequence[int], dump: Stages, expected: Activations, declared: Precision, *,
+          runs: int = 4) -> NoiseFloor:  # fmt: skip
+    """The largest of each measure of a local error that ``runs`` noisy runs of the oracle showed, fed from the dump."""
     largest: dict[Key, dict[str, float]] = {key: dict.fromkeys(MEASURES, 0.0) for key in expected}
 
     def take(key: Key, found: np.ndarray) -> None:
@@ -81,13 +81,13 @@ def floor(oracle: Tapped, ids: Sequence[int], dump: Stages, expected: Activation
 
 
 def accuse(truth: Tapped, oracle: Tapped, ids: Sequence[int], dump: Stages, declared: Precision, *,
-           runs: int = 4) -> tuple[Finding, Floor, float]:  # fmt: skip
-    """The finding on a dump, the floor, and the worst of the oracle's own errors in floors.
+           runs: int = 4) -> tuple[Finding, NoiseFloor, float]:  # fmt: skip
+    """The finding on a dump, the floor, and the worst of the oracle's local errors in floors.
 
     Nothing is transplanted into the engine, which is not there. Raises SampleError for a stage that is not the model's.
     """
     expected = recomputed(truth, ids, dump)
-    limits = floor(oracle, ids, dump, expected, declared, runs=runs)
+    limits = noise_floor(oracle, ids, dump, expected, declared, runs=runs)
     reference: dict[Key, float] = {}
 
     def suspect(key: Key, found: np.ndarray) -> None:
@@ -95,18 +95,18 @@ def accuse(truth: Tapped, oracle: Tapped, ids: Sequence[int], dump: Stages, decl
             reference[key] = over_floor(_where_numbers(found, expected[key]), limits[key])
 
     fed(oracle, ids, dump, suspect)
-    alone = own(dump, expected)
+    alone = local(dump, expected)
     ratios = {key: over_floor(one, limits[key]) for key, one in alone.items()}
-    wrong = tuple(key for key, ratio in ratios.items() if not ratio <= SLACK)
-    inherited: Distances = {}
+    wrong = tuple(key for key, ratio in ratios.items() if not ratio <= TOLERANCE_FACTOR)
+    accumulated: Distances = {}
 
     def ordinary(stage: str, layer: int | None, exact: np.ndarray) -> np.ndarray:
         if (stage, layer) in dump:
-            inherited[stage, layer] = distance(dump[stage, layer], exact)
+            accumulated[stage, layer] = distance(dump[stage, layer], exact)
         return exact
 
     truth.forward(ids, ordinary)
-    return Finding(inherited, alone, ratios, wrong, logits_restored=None), limits, max(reference.values())
+    return Finding(accumulated, alone, ratios, wrong, logits_restored=None), limits, max(reference.values())
 
 
 def _where_numbers(found: np.ndarray, expected: np.ndarray) -> Distance:
@@ -147,7 +147,7 @@ def compared(a: Stages, b: Stages) -> Iterator[Compared]:
     """
     both = [key for key in b if key in a]
     if not both:
-        raise SampleError("no stage is in both", where="same-sample gate: stages", remedy="Dump the same stages")
+        raise SampleError("no stage is in both", where="same-sample check: stages", remedy="Dump the same stages")
     for key in both:
         x, t = a[key], b[key]
         check_shapes(*key, x, t)

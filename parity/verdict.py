@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from assay.parity.bisect import SLACK, Finding
+from assay.parity.bisect import TOLERANCE_FACTOR, Finding
 from assay.parity.flips import Account
 from assay.parity.free_run import FreeRun
 from assay.parity.precision import Precision
@@ -42,13 +42,13 @@ class Verdict(StrEnum):
 
 
 def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = False, reference: float = 0.0) -> Verdict:
-    """The verdict on stages. ``reference``: the worst of the oracle's own errors in its own floors.
+    """The verdict on stages. ``reference``: the worst of the oracle's local errors in its own floors.
 
     ``equal``: whether the candidate's logits are the reference's, bit for bit.
     """
     if declared is None:
         return Verdict.UNCALIBRATED
-    if reference > SLACK:
+    if reference > TOLERANCE_FACTOR:
         return Verdict.REFERENCE_SUSPECT
     if finding.site is not None:
         return Verdict.BUG
@@ -58,8 +58,8 @@ def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = Fal
 
 
 def of_flips(found: Account | FreeRun | None, declared: Precision | None) -> Verdict:
-    """The verdict on tokens: a bug is a flip that the floor does not explain, too many of those that it does, or leads
-    that moved by more than ``SLACK`` floors, whether or not a token flipped for it."""
+    """The verdict on tokens: a bug is a flip that the floor does not explain, too many of those that it does, or logit
+    gaps that moved by more than ``TOLERANCE_FACTOR`` floors, whether or not a token flipped for it."""
     if found is None:
         return Verdict.SKIPPED
     if declared is None:
@@ -72,7 +72,7 @@ def faults_of(found: Account | FreeRun) -> list[str]:
     faults = {
         f"{len(found.unexplained)} flips unexplained": bool(found.unexplained),
         "too many flips": found.p_value < SIGNIFICANT and found.observed > found.expected,
-        f"leads moved {found.noise:.3g} times the predicted noise": found.noise > SLACK,
+        f"logit gaps moved {found.noise:.3g} times the predicted noise": found.noise > TOLERANCE_FACTOR,
     }
     return [fault for fault, there in faults.items() if there]
 

@@ -24,7 +24,7 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
     Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
     ``max_tokens``. ``cache`` may hold an earlier conversation: the part of the prompt it already holds is not
     read again. Raises InputError for a prompt that does not fit the context together with ``max_tokens``,
-    NumericError for a logit that is no number.
+    NumericError for a logit that is not a number.
     """
     sampling, timings = sampling or Sampling(), timings or Timings()
     ids = prompt_ids(model, prompt)

@@ -34,8 +34,8 @@ ODD_MODELS = {
         n_layers=3, hidden=96, n_heads=6, n_kv_heads=2, head_dim=10, ffn=160, tied=False, theta=1e4, eps=1e-5,
         types={"token_embd": ["F16"], "output": ["Q5_1"], "attn_q": ["F16", "BF16"], "attn_k": ["F32"],
                "attn_v": ["BF16"], "ffn_gate": ["Q5_0"], "ffn_up": ["F16"], "ffn_down": ["F32", "Q8_0"]}),
-    # the mixture that llama.cpp's Q4_K_M makes of the 0.5B: in a width that is no multiple of 256, no Q4_K
-    "half-billion-mixture": Shape(
+    # the quantization mix that llama.cpp's Q4_K_M makes of the 0.5B: in a width that is not a multiple of 256, no Q4_K
+    "half-billion-mix": Shape(
         n_layers=4, hidden=224, n_heads=7, n_kv_heads=1, head_dim=32, ffn=256,
         types={"token_embd": ["Q8_0"], "attn_q": ["Q5_0"], "attn_k": ["Q5_0"], "attn_v": ["Q8_0", "Q5_0"],
                "attn_output": ["Q5_0"], "ffn_gate": ["Q5_0"], "ffn_up": ["Q5_0"], "ffn_down": ["Q6_K", "Q4_K"]}),
@@ -75,9 +75,7 @@ def test_both_engines_agree_on_the_builtin_model(builtin_f64: Any, builtin_f32: 
 
 
 @pytest.mark.parametrize("name", ODD_MODELS)
-def test_both_engines_agree_on_odd_models(
-    name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]
-) -> None:
+def test_both_engines_agree_on_odd_models(name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]) -> None:
     ids = [i % len(TOKENS) for i in IDS]
     truth = captured(reference.load(odd(name), arith="f64"), ids)
     check(captured(reference.load(odd(name)), ids), truth, fast(name).file.config)
@@ -227,9 +225,7 @@ def test_greedy_text_is_the_same_on_the_builtin_model(builtin_f64: Any, builtin_
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_text_is_the_same_on_odd_models(
-    name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]
-) -> None:
+def test_text_is_the_same_on_odd_models(name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]) -> None:
     oracle = reference.load(odd(name), cache_weights=True)
     # One token of prompt: the stages above came from the many-token products, here are the one-token ones.
     for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):  # drawn as well: greedy text may circle

@@ -1,7 +1,7 @@
 """The project's own engines before its own judge: every stage, every token, and faults in the fast engine's real code.
 
-Bounded for every stage of every layer: own error at most ``SLACK`` floors, and the incident's ratio of standard
-deviations within [0.5, 2.0], which correct engines keep within a hundredth of 1.
+Bounded for every stage of every layer: local error at most ``TOLERANCE_FACTOR`` floors, and the incident's ratio of
+standard deviations within [0.5, 2.0], which correct engines keep within a hundredth of 1.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pytest
 import assay.accel.steps
 from assay.formats import open_model
 from assay.goldens import BUILTIN
-from assay.judging.engines_under_test import Arms, arms
+from assay.judging.engines_under_test import UnderTest, engines_under_test
 from assay.judging.judge import StageReport, judge_flips, judge_stages
-from assay.parity.bisect import SLACK
+from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import account
 from assay.parity.verdict import Verdict, of_flips
 from assay.progress import quiet
@@ -26,14 +26,14 @@ from assay.progress import quiet
 TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"
 
 
-def checked(judged: Arms, ids: list[int], path: str) -> StageReport:
+def checked(judged: UnderTest, ids: list[int], path: str) -> StageReport:
     found = judge_stages(judged, ids, path, 4, quiet)
     assert found is not None
     # A GPU's compiler adds a tapped program's sums in another order (H100: 2e-7); a processor's does not.
     may_differ = 0 if jax.default_backend() == "cpu" else 1e-6
     assert found.untouched is not None and found.untouched <= may_differ, "taps that change nothing change the logits"
-    assert max(found.finding.ratios.values()) <= SLACK and found.finding.site is None
-    for distances in (found.finding.own, found.finding.inherited):
+    assert max(found.finding.ratios.values()) <= TOLERANCE_FACTOR and found.finding.site is None
+    for distances in (found.finding.local, found.finding.accumulated):
         assert all(0.5 <= d.std_ratio <= 2.0 for d in distances.values())
         assert all(abs(d.std_ratio - 1) < 0.01 and d.cosine > 0.999 and d.n_bad == 0 for d in distances.values())
     return found
@@ -46,7 +46,7 @@ def checked(judged: Arms, ids: list[int], path: str) -> StageReport:
 ])  # fmt: skip
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_fast_engine_is_green(arith: str, path: str, verdict: Verdict, source: str, chat: bool) -> None:
-    judged = arms(open_model(BUILTIN), "accel", arith)
+    judged = engines_under_test(open_model(BUILTIN), "accel", arith)
     ids = judged.sample(TEXT, None, chat)
     found = checked(judged, ids, path)
     assert found.verdict == verdict and found.declared.name.endswith(source)
@@ -60,12 +60,12 @@ def test_the_fast_engine_is_green(arith: str, path: str, verdict: Verdict, sourc
     ("f32", Verdict.BIT_EQUAL), ("f64", Verdict.BIT_EQUAL), ("ggml", Verdict.DRIFT),
 ])  # fmt: skip
 def test_the_oracles_own_arithmetics(arith: str, verdict: Verdict) -> None:
-    judged = arms(open_model(BUILTIN), "reference", arith)
+    judged = engines_under_test(open_model(BUILTIN), "reference", arith)
     assert checked(judged, judged.sample(TEXT, None, False), "prefill").verdict == verdict
 
 
 def test_a_cache_of_halves_is_declared_or_it_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = arms(open_model(BUILTIN), "accel", "f32", "bf16")
+    judged = engines_under_test(open_model(BUILTIN), "accel", "f32", "bf16")
     ids = judged.sample(TEXT, None, False)[:24]
     found = checked(judged, ids, "prefill")
     assert found.verdict == Verdict.DRIFT and found.declared.name == "f32 products, bf16 cache"
@@ -108,7 +108,7 @@ REAL_FAULTS: dict[str, tuple[str, Callable[..., Any], str]] = {
 def test_faults_in_real_code_are_found_in_the_first_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     what, wrong, stage = REAL_FAULTS[name]
     monkeypatch.setattr(assay.accel.steps, what, wrong)
-    judged = arms(open_model(BUILTIN), "accel", "f32")
+    judged = engines_under_test(open_model(BUILTIN), "accel", "f32")
     found = judge_stages(judged, judged.sample(TEXT, None, False)[:24], "prefill", 4, quiet)
     assert found is not None and found.verdict == Verdict.BUG
     assert found.finding.site == (stage, 0)

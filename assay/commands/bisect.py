@@ -30,7 +30,7 @@ from assay.commands.comparison import (
 )
 from assay.formats import InputError
 from assay.formats.system.atomic_file import replacing
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.judging.judge import StageReport, judge_stages
 from assay.parity import stages
 from assay.parity.junit import stage_cases
@@ -62,7 +62,7 @@ def command(
     written beside it. Exit codes as for 'assay parity'.
     """
     if minify is not None and minify.suffix != ".py":
-        raise InputError(f"{minify.name!r} is no name for a script", where="--minify", remedy="Let it end in .py")
+        raise InputError(f"{minify.name!r} is not a name for a script", where="--minify", remedy="Let it end in .py")
     demand_all_free(minify, arrays_of(minify), junit, force=force)
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
@@ -75,7 +75,7 @@ def command(
     write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
         wrong = [] if not finding else [
-            {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.own[key]._asdict()}
+            {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key]._asdict()}
             for key in finding.wrong
         ]  # fmt: skip
         said = {"verdict": verdict, "wrong": wrong, "candidate_forwards": finding.forwards if finding else 0,
@@ -86,12 +86,12 @@ def command(
     elif finding is None:
         say_verdict(verdict, NO_FLOOR)
     elif not finding.wrong:
-        say_verdict(verdict, f": every stage's own error is within the floor ({finding.ratio:.2f} at most)")
+        say_verdict(verdict, f": every stage's local error is within the floor ({finding.ratio:.2f} at most)")
     else:
         rows = [(stage, "" if layer is None else str(layer), f"{finding.ratios[stage, layer]:.3g}",
-                 f"{(d := finding.own[stage, layer]).relative_l2:.2e}", str(d.position), str(d.channel), str(d.n_bad))
+                 f"{(d := finding.local[stage, layer]).relative_l2:.2e}", str(d.position), str(d.channel), str(d.n_bad))
                 for stage, layer in finding.wrong]  # fmt: skip
-        names = ("wrong stage", "layer", "over floor", "own error", "worst position", "worst channel", "not finite")
+        names = ("wrong stage", "layer", "over floor", "local error", "worst position", "worst channel", "not finite")
         tables.columns(names, rows, right=names[1:])
         tables.line()
         tables.line(f"logits {finding.logits_before:.2e} from the truth; with the truth transplanted there "
@@ -107,7 +107,7 @@ def arrays_of(script: Path | None) -> Path | None:
     return None if script is None else script.with_suffix(".npz")
 
 
-def write_repro(script: Path, judged: Arms, found: StageReport, *, force: bool) -> bool:
+def write_repro(script: Path, judged: UnderTest, found: StageReport, *, force: bool) -> bool:
     """Write the script that shows the first wrong stage, and its arrays; False, and nothing, if there is none."""
     site = found.finding.site
     if site is None:

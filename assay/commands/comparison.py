@@ -16,7 +16,7 @@ from assay.commands.run import parse_ids, prompt_text
 from assay.formats import InputError, SampleError
 from assay.formats.errors import DIFFERENT, UNDECIDED
 from assay.formats.system.atomic_file import Progress, demand_free, replacing
-from assay.judging.engines_under_test import Arms, opened
+from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
 from assay.parity.flips import Account
 from assay.parity.junit import Case, Outcome, junit
@@ -42,8 +42,8 @@ DECLARE = "; declare it with --arith ggml or f32"
 @contextmanager
 def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, chat: bool, path: str, model: str,
               engine: str, arith: str | None, cache_type: str | None, *, taps: bool, default: str | None = None,
-              endpoint_model: str | None = None) -> Iterator[tuple[Arms, list[int], Progress]]:  # fmt: skip
-    """The arms, the ids that both sides read, and a progress bar. Options that make no sense are refused first.
+              endpoint_model: str | None = None) -> Iterator[tuple[UnderTest, list[int], Progress]]:  # fmt: skip
+    """The under_test, the ids that both sides read, and a progress bar. Options that make no sense are refused first.
 
     Raises InputError for those, SampleError where the two sides do not come to the same ids.
     """
@@ -84,8 +84,8 @@ def say_verdict(verdict: Verdict, reason: str = "") -> None:
 def flips_line(counted: Account) -> str:
     """The flips in one line."""
     return (f"{counted.observed} of {counted.positions:,} tokens flipped, {counted.expected:.2f} expected "
-            f"(p = {counted.p_value:.3f}), {len(counted.unexplained)} unexplained; leads moved {counted.noise:.2g} "
-            f"times the predicted noise; KL {counted.kl_mean:.2e} ± {counted.kl_error:.0e} nats, "
+            f"(p = {counted.p_value:.3f}), {len(counted.unexplained)} unexplained; logit gaps moved "
+            f"{counted.noise:.2g} times the predicted noise; KL {counted.kl_mean:.2e} ± {counted.kl_error:.0e} nats, "
             f"top-1 {counted.top1:.2%}")  # fmt: skip
 
 
@@ -101,12 +101,12 @@ def as_typed() -> str:
     return "assay " + shlex.join(sys.argv[1:])
 
 
-def write_junit(path: Path | None, cases: Sequence[Case], judged: Arms, verdict: Verdict, *, force: bool) -> None:
+def write_junit(path: Path | None, cases: Sequence[Case], judged: UnderTest, verdict: Verdict, *, force: bool) -> None:
     """The file of ``--junit``, if it is wanted: the cases, and what they are about."""
     if path is None:
         return
-    fingerprints = {f"{arm}.{key}": str(value) for arm in ("candidate", "oracle", "truth")
-                    for key, value in getattr(judged, arm).fingerprint().items()}  # fmt: skip
+    fingerprints = {f"{role}.{key}": str(value) for role in ("candidate", "oracle", "truth")
+                    for key, value in getattr(judged, role).fingerprint().items()}  # fmt: skip
     properties = {"command": as_typed(), "verdict": verdict, "model": str(judged.file.path),
                   "model.sha256": judged.file.sha256, **fingerprints}  # fmt: skip
     with replacing(path, force=force) as file:

@@ -45,7 +45,7 @@ def command(
     if every and treatment is None:
         raise InputError("--all says which tensors are treated, but not how", where="--all", remedy="Add --as TYPE")
     if not 0 <= shard_size < 1e9:
-        raise InputError(f"{shard_size} GB is no size of a file", where="--shard-size")
+        raise InputError(f"{shard_size} GB is not a size of a file", where="--shard-size")
     with bar() as progress:
         path = find(source, progress=progress)
         census = convert(path, target, to=to, treatment=treatment and treatment.upper(), every=every, force=force,
@@ -62,8 +62,10 @@ def show(census: dict[str, Any]) -> None:
     rows = [("file", source["path"], target["path"]), ("bytes", f"{source['bytes']:,}", f"{target['bytes']:,}")]
     rows += [(f"tensors in {kind}", in_type(source["types"].get(kind)), in_type(target["types"].get(kind)))
              for kind in dict.fromkeys([*source["types"], *target["types"]])]  # fmt: skip
-    rows += [(label, f"{source['vocabulary'][key]:,}", f"{target['vocabulary'][key]:,}")
-             for key, label in (("tokens", "tokens"), ("merges", "merges"), ("template_characters", "chat template"))]
+    rows += [
+        (label, f"{source['vocabulary'][key]:,}", f"{target['vocabulary'][key]:,}")
+        for key, label in (("tokens", "tokens"), ("merges", "merges"), ("template_characters", "chat template"))
+    ]
     verdicts = Counter(record["verdict"] for record in census["tensors"])
     fates = Counter(record["fate"] for record in census["metadata"])
     rows.append(("tensors compared", "", ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())))

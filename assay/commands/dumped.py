@@ -11,14 +11,14 @@ from assay.commands.run import parse_ids, prompt_text
 from assay.formats import InputError
 from assay.formats.system.atomic_file import Progress
 from assay.judging.dumps import opened_dump
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.progress import bar
 
 
 @contextmanager
 def comparing_dump(folder: Path, prompt: str | None, prompt_file: Path | None, ids: str | None, chat: bool, path: str,
                    model: str, engine: str, arith: str | None,
-                   cache_type: str | None) -> Iterator[tuple[Arms, list[int], Progress]]:  # fmt: skip
+                   cache_type: str | None) -> Iterator[tuple[UnderTest, list[int], Progress]]:  # fmt: skip
     """As ``comparison.comparing``, which says more. A prompt is not needed; one that is given must be the dump's.
 
     Raises InputError for options that make no sense here, SampleError where the dump read something else.

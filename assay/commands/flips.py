@@ -30,7 +30,7 @@ from assay.commands.comparison import (
     say_verdict,
     write_junit,
 )
-from assay.judging.engines_under_test import WINDOW, Arms
+from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.judging.judge import judge_flips, judge_free_run
 from assay.parity.divergence import TOP, statistics
 from assay.parity.flips import EXPLAINED, Positions, account
@@ -112,7 +112,7 @@ def command(
     raise typer.Exit(exit_code(verdict))
 
 
-def in_doubt(judged: Arms, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
+def in_doubt(judged: UnderTest, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
     """The positions that flipped, or that the floor could have flipped, most probable first."""
     doubtful = np.flatnonzero(positions.flipped | (positions.probability >= EXPLAINED))
     decode = judged.truth.tokenizer.decode
@@ -147,7 +147,7 @@ def show_statistics(said: dict[str, Any]) -> None:
     tables.line(line)
 
 
-def as_facts(judged: Arms, written: FreeRun) -> dict[str, Any]:
+def as_facts(judged: UnderTest, written: FreeRun) -> dict[str, Any]:
     """A generation beside the truth's, with the words that were exchanged."""
     decode = judged.truth.tokenizer.decode
     return {

@@ -35,9 +35,9 @@ from assay.commands.dumped import comparing_dump
 from assay.formats.contract.config import STAGES
 from assay.formats.system.atomic_file import replacing
 from assay.judging.dumps import has_logits, judge_dump
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.judging.judge import StageReport, judge_flips, judge_stages
-from assay.parity.bisect import SLACK
+from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import Account, Positions, account
 from assay.parity.junit import Case, stage_cases, token_case
 from assay.parity.report import Cell, Token, page
@@ -69,7 +69,7 @@ def command(
 ) -> None:
     """Judge an engine against the oracle in f64, on one prompt of at most 128 tokens (by default a few lines of code).
 
-    Every stage of every layer is fed with the truth, and its own error held against the error that the declared
+    Every stage of every layer is fed with the truth, and its local error held against the error that the declared
     arithmetic has anyway (the floor, from noisy runs of the oracle). Then every token: how probable a flip was,
     and whether it came. With --dump no engine is run: the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL,
     NOISE or DRIFT; 8: BUG or REFERENCE-SUSPECT; 9: the two sides did not read the same; 10: no floor, no verdict.
@@ -84,7 +84,7 @@ def command(
             numbers = found is None or found.untouched is not None
         else:
             found, numbers = judge_dump(judged, runs, progress), has_logits(judged.candidate)
-        # Tokens of logits that are no numbers, or were not dumped: nothing to count.
+        # Tokens of logits that are not numbers, or were not dumped: nothing to count.
         positions = judge_flips(judged, sample, path, runs, progress) if numbers else None
     if dump is not None:
         path = "dump" if judged.candidate.weights else UNNAMED
@@ -117,7 +117,7 @@ def cases(found: StageReport | None, counted: Account | None) -> list[Case]:
     return [*stage_cases(found.finding, found.floor, found.verdict), tokens]
 
 
-def facts(judged: Arms, found: StageReport | None, counted: Account | None, verdict: Verdict,
+def facts(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
           path: str) -> dict[str, Any]:  # fmt: skip
     """The ``--json`` object."""
     said: dict[str, Any] = {
@@ -135,15 +135,16 @@ def facts(judged: Arms, found: StageReport | None, counted: Account | None, verd
             "untouched_by_taps": found.untouched,
             "logits": {"before": found.finding.logits_before, "restored": found.finding.logits_restored},
             "stages": [
-                {"stage": stage, "layer": layer, "over_floor": found.finding.ratios[stage, layer], "own": one._asdict(),
-                 "floor": dict(found.floor[stage, layer]), "inherited": found.finding.inherited[stage, layer]._asdict()}
-                for (stage, layer), one in found.finding.own.items()
+                {"stage": stage, "layer": layer, "over_floor": found.finding.ratios[stage, layer],
+                 "local": one._asdict(), "floor": dict(found.floor[stage, layer]),
+                 "accumulated": found.finding.accumulated[stage, layer]._asdict()}
+                for (stage, layer), one in found.finding.local.items()
             ],
         }  # fmt: skip
     return said
 
 
-def as_page(judged: Arms, sample: list[int], found: StageReport | None, positions: Positions | None,
+def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, positions: Positions | None,
             counted: Account | None, verdict: Verdict) -> str:  # fmt: skip
     """The page of ``--report``."""
     decode, fingerprint = judged.truth.tokenizer.decode, judged.candidate.fingerprint()
@@ -153,9 +154,9 @@ def as_page(judged: Arms, sample: list[int], found: StageReport | None, position
         for i, token in enumerate(sample)
     ]  # fmt: skip
     cells = [] if found is None else [
-        Cell(stage, layer, found.finding.ratios[stage, layer], own.relative_l2,
-             found.finding.inherited[stage, layer].relative_l2, found.finding.inherited[stage, layer].std_ratio)
-        for (stage, layer), own in found.finding.own.items()
+        Cell(stage, layer, found.finding.ratios[stage, layer], one.relative_l2,
+             found.finding.accumulated[stage, layer].relative_l2, found.finding.accumulated[stage, layer].std_ratio)
+        for (stage, layer), one in found.finding.local.items()
     ]  # fmt: skip
     decided = verdict not in (Verdict.UNCALIBRATED, Verdict.SKIPPED)
     return page(
@@ -168,7 +169,7 @@ def as_page(judged: Arms, sample: list[int], found: StageReport | None, position
         | {f"candidate: {key}": str(value) for key, value in fingerprint.items()}
         | {f"oracle: {key}": str(value) for key, value in judged.oracle.fingerprint().items()},
         cells=cells,
-        slack=SLACK,
+        tolerance=TOLERANCE_FACTOR,
         tokens=tokens,
         flips=flips_line(counted) if counted else "",
     )
@@ -181,19 +182,19 @@ def show(found: StageReport | None, counted: Account | None, verdict: Verdict, p
         return
     rows = []
     for stage in STAGES:
-        keys = [key for key in found.finding.own if key[0] == stage]
+        keys = [key for key in found.finding.local if key[0] == stage]
         if not keys:
             continue
         worst = max(keys, key=found.finding.ratios.__getitem__)
-        one, ratios = found.finding.own[worst], [found.finding.inherited[key].std_ratio for key in keys]
+        one, ratios = found.finding.local[worst], [found.finding.accumulated[key].std_ratio for key in keys]
         rows.append([stage, "" if worst[1] is None else str(worst[1]), f"{found.finding.ratios[worst]:.2f}",
                      f"{one.relative_l2:.2e}", f"{found.floor[worst]['relative_l2']:.2e}", f"{one.max_ulp:.3g}",
-                     f"{one.bias:+.3f}", f"{max(found.finding.inherited[key].relative_l2 for key in keys):.2e}",
+                     f"{one.bias:+.3f}", f"{max(found.finding.accumulated[key].relative_l2 for key in keys):.2e}",
                      f"{min(ratios):.4f}..{max(ratios):.4f}"])  # fmt: skip
-    names = ("stage", "layer", "over floor", "own error", "floor", "max ulp", "bias", "inherited", "std ratio")
+    names = ("stage", "layer", "over floor", "local error", "floor", "max ulp", "bias", "accumulated", "std ratio")
     tables.columns(names, rows, right=names[1:])
     tables.line()
-    taps = "the logits are no numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
+    taps = "the logits are not numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
     taps = taps if found.finding.forwards else "no engine was run"
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
     if counted:
@@ -205,7 +206,7 @@ def reason(found: StageReport, counted: Account | None, verdict: Verdict) -> str
     """What follows the verdict's name."""
     if found.finding.site is not None:
         more = f", and at {len(found.finding.wrong) - 1} more" if len(found.finding.wrong) > 1 else ""
-        return f" at {place(*found.finding.site)}: its own error is {found.finding.ratio:.3g} floors{more}"
+        return f" at {place(*found.finding.site)}: its local error is {found.finding.ratio:.3g} floors{more}"
     if verdict == Verdict.DRIFT:
         return f": {found.declared.name} explain it; no stage is beyond {found.finding.ratio:.2f} floors"
     if verdict == Verdict.BUG and counted:

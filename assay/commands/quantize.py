@@ -18,20 +18,20 @@ from assay.formats.containers.base import Stored
 from assay.formats.containers.gguf_metadata import Metadata, Value, typed
 from assay.formats.containers.gguf_writer import write_gguf
 from assay.formats.model_file import Tensor
-from assay.formats.quantizers.quantization_mix import ALIASES, FLOATS, MIXTURES, chosen_types, named
+from assay.formats.quantizers.quantization_mix import ALIASES, FLOATS, MIXES, chosen_types, named
 from assay.formats.quantizers.whole_tensors import Requantized, census, counting
 from assay.formats.system.atomic_file import Progress
 from assay.progress import bar
 
 QUANTIZATION_VERSION = 2
 """Of the block formats as a whole; llama.cpp writes it beside general.file_type."""
-TYPES = ", ".join([*MIXTURES, *ALIASES])
+TYPES = ", ".join([*MIXES, *ALIASES])
 
 
 def command(
     source: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")],
     target: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
-    mixture: Annotated[str, typer.Option("--type", "-t", help=f"One of {TYPES}.")] = "Q4_K_M",
+    mix: Annotated[str, typer.Option("--type", "-t", help=f"One of {TYPES}.")] = "Q4_K_M",
     pure: Annotated[bool, typer.Option("--pure", help="No matrix gets more bits than the others.")] = False,
     by_name: Annotated[
         bool, typer.Option("--by-name", help="Favour the layers that llama.cpp once did: counted 0, 1, 10, 11, .., 2.")
@@ -43,18 +43,18 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write a model with its matrices quantised: the same types and the same bytes as llama.cpp's own quantiser."""
-    mixture, began = named(mixture), time.perf_counter()
+    mix, began = named(mix), time.perf_counter()
     file = options.open_file(source)
-    metadata = metadata_for(file, mixture)
+    metadata = metadata_for(file, mix)
     with bar() as progress:
         shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-        types = chosen_types(shapes, mixture, pure=pure, by_name=by_name)
+        types = chosen_types(shapes, mix, pure=pure, by_name=by_name)
         moves = moves_of(file, types, progress)
         if not requantize:
             demand_floats(file, moves)
         write_gguf(target, metadata, [move.stored for move in moves], force=force)
     report = {
-        "type": mixture,
+        "type": mix,
         "pure": pure,
         "by_name": by_name,
         "source": {**options.model_of(file), **census([facts(m.tensor, m.tensor.type.name) for m in moves])},
@@ -103,13 +103,13 @@ def demand_floats(file: ModelFile, moves: list[Move]) -> None:
                          "may be added to the first, say --requantize")  # fmt: skip
 
 
-def metadata_for(file: ModelFile, mixture: str) -> dict[str, Value]:
+def metadata_for(file: ModelFile, mix: str) -> dict[str, Value]:
     """The source's metadata, with the two keys that say how the tensors are stored. Raises InputError: not GGUF."""
     if not isinstance(file.metadata, Metadata):
         raise InputError(f"the file is {file.format}, and only the metadata of a GGUF file is carried over here",
                          where=str(file.path), remedy="Convert it first: assay convert FILE FILE.gguf")  # fmt: skip
     stated = {
-        "general.file_type": typed("uint32", MIXTURES[mixture].file_type),
+        "general.file_type": typed("uint32", MIXES[mix].file_type),
         "general.quantization_version": typed("uint32", QUANTIZATION_VERSION),
     }
     return {**file.metadata.stored, **stated}

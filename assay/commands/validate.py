@@ -12,7 +12,7 @@ import typer
 from assay.commands import options, tables
 from assay.formats import TemplateError
 from assay.formats.containers.base import Container
-from assay.formats.inspection.checks import FAIL, PASS, SKIPPED, WARN, Gate, Report, validate
+from assay.formats.inspection.checks import FAIL, PASS, SKIPPED, WARN, Check, Report, validate
 from assay.progress import bar
 
 CULPRITS_SHOWN = 5
@@ -22,13 +22,13 @@ CULPRIT_INDENT = 9
 def command(
     model: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")] = options.DEFAULT_MODEL,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say of every gate why its limit is what it is.")
+        bool, typer.Option("--verbose", "-v", help="Say of every check why its limit is what it is.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Ask a model file what could be wrong with it: structure, checksums, numbers, hyper-parameters, vocabulary.
 
-    Every gate says PASS, WARN, FAIL or SKIPPED; a skipped gate has not passed. Exit code 0 if nothing failed, 3 if
+    Every check says PASS, WARN, FAIL or SKIPPED; a skipped check has not passed. Exit code 0 if nothing failed, 3 if
     the bytes are damaged, 4 if they are not a model to run.
     """
     container = options.open_any(model)
@@ -60,33 +60,33 @@ def facts_of(container: Container, report: Report) -> dict[str, Any]:
         "verdict": report.verdict,
         "exit_code": report.exit_code,
         "counts": {verdict: report.count(verdict) for verdict in (PASS, WARN, FAIL, SKIPPED)},
-        "gates": [asdict(gate) for gate in report.gates],
+        "checks": [asdict(check) for check in report.checks],
     }
 
 
 def show(container: Container, report: Report, verbose: bool) -> None:
-    """A line a gate; below those that did not pass, what broke the limit and why there is one."""
+    """A line a check; below those that did not pass, what broke the limit and why there is one."""
     tables.line((f"{container.path} ({container.format}, {tables.size(container.size)})", "bold"))
-    for gate in report.gates:
-        text = f"  {gate.name:<27}{measured(gate):>16}  {gate.limit}"
-        tables.line((f"{gate.verdict:<7}", tables.VERDICTS[gate.verdict]), text)
-        for culprit in gate.culprits[:CULPRITS_SHOWN]:
+    for check in report.checks:
+        text = f"  {check.name:<27}{measured(check):>16}  {check.limit}"
+        tables.line((f"{check.verdict:<7}", tables.VERDICTS[check.verdict]), text)
+        for culprit in check.culprits[:CULPRITS_SHOWN]:
             tables.line(culprit, indent=CULPRIT_INDENT)
-        if len(gate.culprits) > CULPRITS_SHOWN:
-            tables.line(f"and {len(gate.culprits) - CULPRITS_SHOWN:,} more (--json lists all)", indent=CULPRIT_INDENT)
-        if verbose or gate.verdict != PASS:
-            tables.line((gate.why, "dim"), indent=CULPRIT_INDENT)
+        if len(check.culprits) > CULPRITS_SHOWN:
+            tables.line(f"and {len(check.culprits) - CULPRITS_SHOWN:,} more (--json lists all)", indent=CULPRIT_INDENT)
+        if verbose or check.verdict != PASS:
+            tables.line((check.why, "dim"), indent=CULPRIT_INDENT)
     counts = ", ".join(f"{report.count(verdict)} {word}" for verdict, word in
                        ((PASS, "passed"), (WARN, "warned"), (FAIL, "failed"), (SKIPPED, "skipped")))  # fmt: skip
     tables.line((report.verdict, tables.VERDICTS[report.verdict]), f": {counts}")
 
 
-def measured(gate: Gate) -> str:
+def measured(check: Check) -> str:
     """What was measured, in few characters."""
-    value = gate.measured
+    value = check.measured
     if value is None:
         return "-"
     if isinstance(value, float):
-        return tables.share(value) if gate.limit.startswith("<") and "%" in gate.limit else tables.number(value)
+        return tables.share(value) if check.limit.startswith("<") and "%" in check.limit else tables.number(value)
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= 16 else "see below" if gate.culprits else text
+    return text if len(text) <= 16 else "see below" if check.culprits else text

@@ -32,7 +32,7 @@ from assay.parity.prediction import Prediction, predict
 T = TypeVar("T")
 
 
-class Ground:
+class Baseline:
     """The truth and the oracle of one file, and what they say of the sample at hand."""
 
     def __init__(self, truth: Any, oracle: Any) -> None:
@@ -49,15 +49,15 @@ class Ground:
         """The true activation of every stage."""
         return self._once(ids, "activations", lambda: stages.capture(self.truth, ids))
 
-    def floor(self, ids: Sequence[int], declared: Precision, runs: int) -> stages.Floor:
-        """The floor of every stage's own error."""
+    def noise_floor(self, ids: Sequence[int], declared: Precision, runs: int) -> stages.NoiseFloor:
+        """The floor of every stage's local error."""
         truth = self.activations(ids)
 
         def measured() -> np.ndarray:
-            found = stages.floor(self.oracle, ids, truth, declared, runs=runs)
+            found = stages.noise_floor(self.oracle, ids, truth, declared, runs=runs)
             return np.array([[found[key][measure] for measure in stages.MEASURES] for key in truth])
 
-        def known() -> stages.Floor:
+        def known() -> stages.NoiseFloor:
             rows = kept(self._key("floor", ids, declared, runs), (len(truth), len(stages.MEASURES)), measured)
             return {key: {m: float(v) for m, v in zip(stages.MEASURES, row, strict=True)}
                     for key, row in zip(truth, rows, strict=True)}  # fmt: skip

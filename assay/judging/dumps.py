@@ -11,7 +11,7 @@ import numpy as np
 from assay.formats import InputError, ModelFile
 from assay.formats.containers.cursor import shown
 from assay.formats.system.atomic_file import Progress
-from assay.judging.engines_under_test import Arms, ground, read_by
+from assay.judging.engines_under_test import UnderTest, baseline, read_by
 from assay.judging.judge import StageReport
 from assay.parity import stages
 from assay.parity.dump import Dump, read
@@ -21,14 +21,14 @@ from assay.parity.verdict import of_stages
 
 
 def opened_dump(folder: Path, file: ModelFile, text: str | None, ids: Sequence[int] | None, chat: bool,
-                arith: str | None) -> Arms:  # fmt: skip
-    """The arms with a dump as the candidate, once it is sure that it read what the oracle reads.
+                arith: str | None) -> UnderTest:  # fmt: skip
+    """The engines under test with a dump as the candidate, once it is sure that it read what the oracle reads.
 
     The oracle renders and encodes the prompt, or if none is given encodes the dump's rendered text. ``arith``: what
     computed a dump that does not say so. Raises SampleError if the sample is another, InputError for ids that are none.
     """
-    under = ground(file)
-    truth = under.truth
+    shared = baseline(file)
+    truth = shared.truth
     given = text is not None or ids is not None
     ours = read_by(truth, text, ids, chat) if given else None
     dump = read(folder, ours.ids if ours else None, file.config)
@@ -42,26 +42,26 @@ def opened_dump(folder: Path, file: ModelFile, text: str | None, ids: Sequence[i
         ours = Sample(dump.sample.text, encoded, file.sha256)
     demand_same(ours, dump.sample)
     file.check_ids(dump.ids)
-    return Arms(under, dump)
+    return UnderTest(shared, dump)
 
 
-def judge_dump(arms: Arms, runs: int, progress: Progress) -> StageReport | None:
-    """Every dumped stage's own error; None where the dump does not say how it was computed.
+def judge_dump(under_test: UnderTest, runs: int, progress: Progress) -> StageReport | None:
+    """Every dumped stage's local error; None where the dump does not say how it was computed.
 
     Raises InputError for more tokens than stages are kept of, FormatError for a damaged file, SampleError for a stage
     that the model does not have, or not in this shape.
     """
-    dump: Dump = arms.candidate
+    dump: Dump = under_test.candidate
     ids = list(dump.ids)
     stages.demand_few(ids, "--dump", "Trace a shorter prompt")
-    declared = arms.declared(len(ids))
+    declared = under_test.declared(len(ids))
     if declared is None:
         return None
     progress(0, 2, "oracle, fed from the dump")
-    finding, floor, reference = accuse(arms.truth, arms.oracle, ids, dump, declared, runs=runs)
+    finding, floor, reference = accuse(under_test.truth, under_test.oracle, ids, dump, declared, runs=runs)
     progress(1, 2, "verdict")
     equal = has_logits(dump) and any(np.array_equal(dump.forward(ids), one.forward(ids))
-                                     for one in (arms.oracle, arms.truth))  # fmt: skip
+                                     for one in (under_test.oracle, under_test.truth))  # fmt: skip
     verdict = of_stages(finding, declared, equal=equal, reference=reference)
     return StageReport(ids, declared, verdict, finding, floor, untouched=None)
 

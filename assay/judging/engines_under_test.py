@@ -1,4 +1,4 @@
-"""The three arms of a comparison: truth, oracle, candidate; and the sample they are shown.
+"""The three engines of a comparison: truth, oracle, candidate; and the sample they are shown.
 
 The only place that knows which engines stand before the judge. Truth is the oracle in f64; the floor comes from the
 oracle in f32, made noisy as the candidate's arithmetic declares.
@@ -15,11 +15,11 @@ from typing import Any
 from assay.engines import load
 from assay.formats import InputError, ModelFile
 from assay.formats.contract.engine import Prompt
-from assay.judging.baseline import Ground
+from assay.judging.baseline import Baseline
 from assay.parity.precision import Key, Precision, precision
 from assay.parity.sample import Sample, check_same
 from assay.peers import PEERS, endpoint, running
-from assay.peers.judged import JudgedPeer
+from assay.peers.judged import ExternalEngine
 from assay.reference.tokenizer import Tokenizer
 
 WINDOW = 256
@@ -29,21 +29,21 @@ MULTIPLIED = {"attn_norm": "attn_q", "attention": "attn_output", "ffn_norm": "ff
 
 
 @dataclass(frozen=True)
-class Arms:
-    """Three engines on one file: truth and oracle, and what they know, are the ground; the third is judged."""
+class UnderTest:
+    """Three engines on one file: truth and oracle, and what they know, are the baseline; the third is judged."""
 
-    ground: Ground
+    baseline: Baseline
     candidate: Any
 
     @property
     def truth(self) -> Any:
         """The oracle in f64."""
-        return self.ground.truth
+        return self.baseline.truth
 
     @property
     def oracle(self) -> Any:
         """The oracle in f32."""
-        return self.ground.oracle
+        return self.baseline.oracle
 
     @property
     def file(self) -> ModelFile:
@@ -63,7 +63,7 @@ class Arms:
         if (text is None) == (ids is None):
             raise InputError("a comparison needs a prompt, or --ids", where="prompt", remedy="Give one of the two")
         ours = read_by(self.truth, text, ids, chat)
-        if not isinstance(self.candidate, JudgedPeer):
+        if not isinstance(self.candidate, ExternalEngine):
             check_same(ours, read_by(self.candidate, text, ids, chat))
         self.file.check_ids(ours.ids)
         return list(ours.ids)
@@ -93,15 +93,15 @@ def is_served(engine: str) -> bool:
 
 @contextmanager
 def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
-           endpoint_model: str | None = None) -> Iterator[Arms]:  # fmt: skip
-    """The arms for as long as the block lasts; ``engine`` may be a peer, too, where no ``taps`` are wanted.
+           endpoint_model: str | None = None) -> Iterator[UnderTest]:  # fmt: skip
+    """The engines under test as long as the block lasts; ``engine`` may be an external one where no ``taps`` are wanted.
 
     Or it is the address of an endpoint, of which ``arith`` is declared; ``endpoint_model`` is the name asked for there.
     """
     if endpoint_model is not None and not endpoint.is_address(engine):
         raise InputError("--engine is not the address of an endpoint", where="--endpoint-model", remedy="Leave it out")
     if not is_served(engine):
-        yield arms(file, engine, arith, cache_type)
+        yield engines_under_test(file, engine, arith, cache_type)
         return
     if taps:
         raise InputError(f"{engine} shows no stages", where="--engine", remedy="'assay flips' judges it by its tokens")
@@ -110,30 +110,32 @@ def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | No
             raise InputError("an endpoint's cache is as it is", where="--cache-type", remedy="Leave it out")
         tokenizer = Tokenizer(file.vocabulary)
         candidate = endpoint.judged(engine, file, tokenizer.bytes_of, model=endpoint_model, arith=arith)
-        yield Arms(ground(file), candidate)
+        yield UnderTest(baseline(file), candidate)
         return
     if (arith, cache_type) != (None, None):
         raise InputError(f"{engine} computes as it does", where="--arith", remedy="Leave out --arith and --cache-type")
     version_of = PEERS[engine].packages[0]
     with running(engine, file.path, context=WINDOW + 8) as peer:
-        yield Arms(ground(file), JudgedPeer(peer, file, f"{version_of} {version(version_of)}"))
+        yield UnderTest(baseline(file), ExternalEngine(peer, file, f"{version_of} {version(version_of)}"))
 
 
-def arms(file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None) -> Arms:
+def engines_under_test(
+    file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None
+) -> UnderTest:
     """Load truth, oracle and a candidate of our own."""
-    under = ground(file)
+    shared = baseline(file)
     candidate = load(file, engine=engine, arith=arith, cache_type=cache_type)
     if engine == "reference" and candidate.arith.name != "ggml":
-        candidate.weights = under.truth.weights
-    return Arms(under, candidate)
+        candidate.weights = shared.truth.weights
+    return UnderTest(shared, candidate)
 
 
-def ground(file: ModelFile) -> Ground:
+def baseline(file: ModelFile) -> Baseline:
     """Truth, in f64, and the oracle in f32; they share their decoded weights (4 bytes each, kept)."""
     truth = load(file, engine="reference", arith="f64", cache_weights=True)
     oracle = load(file, engine="reference", arith="f32")
     oracle.weights = truth.weights
-    return Ground(truth, oracle)
+    return Baseline(truth, oracle)
 
 
 def activation_blocks(file: ModelFile) -> dict[Key, int]:

@@ -1,4 +1,4 @@
-"""Running the judge over the arms: what ``assay parity``, ``flips`` and ``bisect`` have in common."""
+"""Running the judge over the under_test: what ``assay parity``, ``flips`` and ``bisect`` have in common."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from assay import engines
 from assay.formats import InputError, NumericError
 from assay.formats.contract.engine import Engine, Generation
 from assay.formats.system.atomic_file import Progress
-from assay.judging.engines_under_test import WINDOW, Arms
+from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.parity import flips, stages
 from assay.parity.bisect import Finding, bisect
 from assay.parity.distance import distance
 from assay.parity.free_run import FreeRun, Generate, free_run
 from assay.parity.precision import Precision
 from assay.parity.verdict import Verdict, of_stages
-from assay.peers.judged import JudgedPeer
+from assay.peers.judged import ExternalEngine
 
 PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
     "prefill": flips.by_prefill,
@@ -35,44 +35,48 @@ class StageReport:
     declared: Precision
     verdict: Verdict
     finding: Finding
-    floor: stages.Floor
+    floor: stages.NoiseFloor
     untouched: float | None
     """Relative L2 distance between the candidate's logits with and without a tap that changes nothing; None where they
-    are no numbers."""
+    are not numbers."""
 
 
-def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> StageReport | None:
-    """Truth, floor, and every stage's own error; None where the candidate does not declare its arithmetic.
+def judge_stages(
+    under_test: UnderTest, ids: Sequence[int], path: str, runs: int, progress: Progress
+) -> StageReport | None:
+    """Truth, floor, and every stage's local error; None where the candidate does not declare its arithmetic.
 
     On the decoding path only as many ids are read as the candidate reads like single tokens. Raises InputError for
     more tokens than the truth of every stage may be kept of.
     """
     if path == "decode":
-        ids = ids[: arms.candidate.fingerprint().get("int8_up_to") or len(ids)]
+        ids = ids[: under_test.candidate.fingerprint().get("int8_up_to") or len(ids)]
     stages.demand_few(ids, "prompt", "'assay flips' reads longer texts")
-    declared = arms.declared(len(ids))
+    declared = under_test.declared(len(ids))
     if declared is None:
         return None
     n = 5
     progress(0, n, "truth")
-    truth = arms.ground.activations(ids)
+    truth = under_test.baseline.activations(ids)
     progress(1, n, "floor")
-    floor = arms.ground.floor(ids, declared, runs)
-    reference = max(stages.over_floor(d, floor[key]) for key, d in stages.own(arms.oracle, ids, truth).items())
+    floor = under_test.baseline.noise_floor(ids, declared, runs)
+    reference = max(stages.over_floor(d, floor[key]) for key, d in stages.local(under_test.oracle, ids, truth).items())
     progress(2, n, "candidate, stage by stage")
-    finding = bisect(arms.candidate, ids, truth, floor)
+    finding = bisect(under_test.candidate, ids, truth, floor)
     progress(3, n, "candidate, undisturbed")
     equal, untouched = False, None
     with suppress(NumericError):  # the stage where logits cease to be numbers has been found by now
-        plain, tapped = arms.candidate.forward(ids), arms.candidate.forward(ids, stages.unchanged)
-        equal = any(np.array_equal(plain, logits) for logits in (arms.oracle.forward(ids), truth["logits", None]))
+        plain, tapped = under_test.candidate.forward(ids), under_test.candidate.forward(ids, stages.unchanged)
+        equal = any(np.array_equal(plain, logits) for logits in (under_test.oracle.forward(ids), truth["logits", None]))
         untouched = distance(tapped, plain).relative_l2
     progress(4, n, "verdict")
     verdict = of_stages(finding, declared, equal=equal, reference=reference)
     return StageReport(list(ids), declared, verdict, finding, floor, untouched)
 
 
-def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> flips.Positions | None:
+def judge_flips(
+    under_test: UnderTest, ids: Sequence[int], path: str, runs: int, progress: Progress
+) -> flips.Positions | None:
     """Every position of ``ids``, in windows that each start anew; None where there is no declared arithmetic."""
     if runs < 2 or runs % 2:
         raise InputError(f"{runs} runs", where="--runs", remedy="Give an even number, at least 2")
@@ -80,16 +84,16 @@ def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: 
     parts = []
     for i, window in enumerate(windows):
         progress(i, len(windows), "positions")
-        declared = arms.declared(1 if path == "decode" else len(window))
+        declared = under_test.declared(1 if path == "decode" else len(window))
         if declared is None:
             return None
-        predicted = arms.ground.prediction(window, declared, runs, seed=i * runs)
-        found = PATHS[path](arms.candidate, window)[:, : len(arms.file.vocabulary)]
+        predicted = under_test.baseline.prediction(window, declared, runs, seed=i * runs)
+        found = PATHS[path](under_test.candidate, window)[:, : len(under_test.file.vocabulary)]
         parts.append(flips.observe(predicted, found, window[1:]))
     return flips.joined(parts)
 
 
-def judge_free_run(arms: Arms, ids: Sequence[int], n: int, runs: int, progress: Progress,
+def judge_free_run(under_test: UnderTest, ids: Sequence[int], n: int, runs: int, progress: Progress,
                    write: Generate | None = None) -> FreeRun | None:  # fmt: skip
     """The candidate's own generation of ``n`` tokens after ``ids``; None where there is no declared arithmetic.
 
@@ -98,19 +102,19 @@ def judge_free_run(arms: Arms, ids: Sequence[int], n: int, runs: int, progress: 
     if len(ids) + n > WINDOW:
         raise InputError(f"{len(ids)} tokens of prompt and {n} of answer", where="--free",
                          remedy=f"Together at most {WINDOW}")  # fmt: skip
-    declared = arms.declared(1)
+    declared = under_test.declared(1)
     if declared is None:
         return None
     progress(0, 2, "the truth's answer")
-    answer = arms.ground.answer(ids, n)
-    predicted = arms.ground.prediction([*ids, *answer[:-1]], declared, runs).of(slice(len(ids) - 1, None))
+    answer = under_test.baseline.answer(ids, n)
+    predicted = under_test.baseline.prediction([*ids, *answer[:-1]], declared, runs).of(slice(len(ids) - 1, None))
     progress(1, 2, "the candidate's")
-    return free_run(write or generation(arms.candidate), ids, answer, predicted)
+    return free_run(write or generation(under_test.candidate), ids, answer, predicted)
 
 
 def generation(engine: Engine) -> Generate:
     """The function of an engine that ``assay run`` calls, or a peer's own."""
-    if isinstance(engine, JudgedPeer):
+    if isinstance(engine, ExternalEngine):
         return engine.generate
     return lambda ids, n: written(engines.generate(engine, ids, max_tokens=n))
 

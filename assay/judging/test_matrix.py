@@ -19,9 +19,9 @@ from assay import engines
 from assay.formats import InputError, ModelError, ModelFile, NumericError, SampleError, open_model
 from assay.formats.conversion.convert import convert
 from assay.formats.system.atomic_file import Progress
-from assay.judging.engines_under_test import Arms, ground, read_by
+from assay.judging.engines_under_test import UnderTest, baseline, read_by
 from assay.judging.judge import PATHS, StageReport, judge_free_run, judge_stages, written
-from assay.parity.bisect import SLACK
+from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import Account, account, by_prefill_then_decode, observe
 from assay.parity.free_run import FreeRun
 from assay.parity.sample import OTHER_SAMPLE, check_same, place
@@ -68,24 +68,24 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
     """
     with TemporaryDirectory(prefix="assay-axes-") as folder:
         progress(0, 1, "engines")
-        under, candidates = ground(file), []
+        shared, candidates = baseline(file), []
         for chat in (False, True):
-            demand_few(read_by(under.truth, short, None, chat).ids, "prompt", "Give a shorter one")
+            demand_few(read_by(shared.truth, short, None, chat).ids, "prompt", "Give a shorter one")
         containers, missing = both_containers(file, Path(folder))
         for container, one in containers.items():
             for name in names:
                 engine, arith = name.split()
                 candidate = engines.load(one, engine=engine, arith=arith)
                 if engine == "reference" and one is file:
-                    candidate.weights = under.truth.weights
-                candidates.append((container, name, Arms(under, candidate)))
+                    candidate.weights = shared.truth.weights
+                candidates.append((container, name, UnderTest(shared, candidate)))
         cells, total = [], len(WAYS) * len(PROMPTS) * len(candidates)
         for path, way in WAYS.items():
             for prompt in PROMPTS:
-                for container, name, arms in candidates:
+                for container, name, under_test in candidates:
                     levels = {"prompt": prompt, "container": container, "engine": name, "path": path}
                     progress(len(cells), total, f"{path}, {prompt}")
-                    cells.append(judged(way, arms, prompt, LONG if path == "long" else short, runs, levels))
+                    cells.append(judged(way, under_test, prompt, LONG if path == "long" else short, runs, levels))
         return cells, missing
 
 
@@ -103,33 +103,33 @@ def both_containers(file: ModelFile, folder: Path) -> tuple[dict[str, ModelFile]
     return found, "; ".join(missing)
 
 
-def judged(way: Way, arms: Arms, prompt: str, text: str, runs: int, levels: dict[str, str]) -> Cell:
+def judged(way: Way, under_test: UnderTest, prompt: str, text: str, runs: int, levels: dict[str, str]) -> Cell:
     """One cell; a candidate that reads something else, or computes no numbers, is a finding, not an error."""
     try:
-        ids = sample(arms, prompt, text)
-        return way(arms, ids, runs, levels)
+        ids = sample(under_test, prompt, text)
+        return way(under_test, ids, runs, levels)
     except SampleError as error:
         return Cell(levels, OTHER_SAMPLE, f"{error.where}: {error.what}")
     except NumericError as error:
         return Cell(levels, Verdict.BUG, error.what)
 
 
-def sample(arms: Arms, prompt: str, text: str) -> list[int]:
+def sample(under_test: UnderTest, prompt: str, text: str) -> list[int]:
     """The ids of a prompt, if both sides come to the same; the weights are the same in another container."""
-    ours = read_by(arms.truth, text, None, prompt != "raw")
+    ours = read_by(under_test.truth, text, None, prompt != "raw")
     if prompt != "chat ids":
-        check_same(ours, replace(read_by(arms.candidate, text, None, prompt != "raw"), weights=ours.weights))
+        check_same(ours, replace(read_by(under_test.candidate, text, None, prompt != "raw"), weights=ours.weights))
     return list(ours.ids)
 
 
-Way = Callable[[Arms, list[int], int, dict[str, str]], Cell]
+Way = Callable[[UnderTest, list[int], int, dict[str, str]], Cell]
 
 
 def by_stages(path: str) -> Way:
-    """Every stage's own error."""
+    """Every stage's local error."""
 
-    def way(arms: Arms, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
-        found = judge_stages(arms, ids, path, runs, quiet)
+    def way(under_test: UnderTest, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
+        found = judge_stages(under_test, ids, path, runs, quiet)
         return Cell(levels, Verdict.UNCALIBRATED) if found is None else Cell(levels, found.verdict, said(found))
 
     return way
@@ -138,56 +138,56 @@ def by_stages(path: str) -> Way:
 def said(found: StageReport) -> str:
     """Where a stage is wrong, or how near to it the worst is."""
     if found.finding.site is None:
-        return f"{found.finding.ratio:.2f} floors, of {SLACK:g}"
+        return f"{found.finding.ratio:.2f} floors, of {TOLERANCE_FACTOR:g}"
     return f"{place(*found.finding.site)}: {found.finding.ratio:.3g} floors"
 
 
 def by_tokens(path: str) -> Way:
     """Every position, read all at once or one by one."""
 
-    def way(arms: Arms, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
-        return counted(arms, ids, 1 if path == "decode" else len(ids), len(ids), runs, levels, PATHS[path])
+    def way(under_test: UnderTest, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
+        return counted(under_test, ids, 1 if path == "decode" else len(ids), len(ids), runs, levels, PATHS[path])
 
     return way
 
 
-def at_the_end_of_a_long_text(arms: Arms, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
+def at_the_end_of_a_long_text(under_test: UnderTest, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
     """The last positions of a text that is read as a prompt is, and then decoded."""
-    ids = ids[: min(LONG_TOKENS, arms.file.config.context_length)]
+    ids = ids[: min(LONG_TOKENS, under_test.file.config.context_length)]
     n = min(JUDGED, len(ids) - 1)
-    return counted(arms, ids, 1, n, runs, levels, lambda engine, read: by_prefill_then_decode(engine, read, n))
+    return counted(under_test, ids, 1, n, runs, levels, lambda engine, read: by_prefill_then_decode(engine, read, n))
 
 
-def counted(arms: Arms, ids: list[int], n_at_once: int, n: int, runs: int, levels: dict[str, str],
+def counted(under_test: UnderTest, ids: list[int], n_at_once: int, n: int, runs: int, levels: dict[str, str],
             read: Callable[[Any, Sequence[int]], Any]) -> Cell:  # fmt: skip
     """The last ``n`` positions of ``ids``: flips expected and observed."""
-    declared = arms.declared(n_at_once)
+    declared = under_test.declared(n_at_once)
     if declared is None:
         return Cell(levels, Verdict.UNCALIBRATED)
-    predicted = arms.ground.prediction(ids, declared, runs).of(slice(len(ids) - n, None))
-    found = account(observe(predicted, read(arms.candidate, ids)[:, : len(arms.file.vocabulary)]))
+    predicted = under_test.baseline.prediction(ids, declared, runs).of(slice(len(ids) - n, None))
+    found = account(observe(predicted, read(under_test.candidate, ids)[:, : len(under_test.file.vocabulary)]))
     return tokens_cell(levels, found, of_flips(found, declared))
 
 
 def tokens_cell(levels: dict[str, str], found: Account | FreeRun, verdict: Verdict) -> Cell:
     """A cell in which tokens were judged."""
-    note = f"{len(found.unexplained)} unexplained, leads moved {found.noise:.2g} times the predicted noise"
+    note = f"{len(found.unexplained)} unexplained, logit gaps moved {found.noise:.2g} times the predicted noise"
     return Cell(levels, verdict, note, found.expected, found.observed)
 
 
 def writing(together: bool) -> Way:
     """What the candidate writes by itself, alone or in a batch with others."""
 
-    def way(arms: Arms, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
-        before, after = (arms.truth.tokenizer.encode(text) for text in OTHERS)
+    def way(under_test: UnderTest, ids: list[int], runs: int, levels: dict[str, str]) -> Cell:
+        before, after = (under_test.truth.tokenizer.encode(text) for text in OTHERS)
 
         def in_a_batch(ids: Sequence[int], n: int) -> tuple[Sequence[int], Sequence[float]]:
-            return written(engines.generate_batch(arms.candidate, [before, ids, after], max_tokens=n)[1])
+            return written(engines.generate_batch(under_test.candidate, [before, ids, after], max_tokens=n)[1])
 
-        found = judge_free_run(arms, ids, WRITTEN, runs, quiet, in_a_batch if together else None)
+        found = judge_free_run(under_test, ids, WRITTEN, runs, quiet, in_a_batch if together else None)
         if found is None:
             return Cell(levels, Verdict.UNCALIBRATED)
-        return tokens_cell(levels, found, of_flips(found, arms.declared(1)))
+        return tokens_cell(levels, found, of_flips(found, under_test.declared(1)))
 
     return way
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from assay.formats import InputError, ModelFile, SampleError
 from assay.peers.completions import entries_of, message_of, printable, prompt_tokens
-from assay.peers.judged import N_NAMED, JudgedPeer
+from assay.peers.judged import N_NAMED, ExternalEngine
 
 ARITHS = ("ggml", "f32")
 """What may be declared of an endpoint."""
@@ -90,7 +90,7 @@ class Endpoint:
         """
         entries = self.entries(ids, n)
         if sum(math.exp(min(logprob, 1.0)) for _, logprob in entries) > 1 + SUM_ERROR:
-            raise self._failed("what it names are no log-probabilities")
+            raise self._failed("what it names are not log-probabilities")
         identified = [(self.identify(name), logprob) for name, logprob in entries]
         named = [(token, logprob) for token, logprob in identified if token is not None]
         n_rows = self.file.config.n_vocab
@@ -143,7 +143,7 @@ class Endpoint:
 
     @cached_property
     def _known(self) -> dict[bytes | str, int | None]:
-        """The id of each token by its text, and by its bytes, which differ where they are no UTF-8; None: several."""
+        """The id of each token by its text, and by its bytes, which differ where they are not UTF-8; None: several."""
         known: dict[bytes | str, int | None] = {}
         for token in range(len(self.file.vocabulary)):
             spelt = self.bytes_of(token)
@@ -184,7 +184,7 @@ class Endpoint:
             why = getattr(error, "reason", None) or error
             raise self._failed(str(why) or type(why).__name__) from None
         except (ValueError, RecursionError):
-            raise self._failed("its answer is no JSON") from None
+            raise self._failed("its answer is not JSON") from None
 
     def _shown(self, said: str) -> str:
         """A server's words in one line, without the key."""
@@ -196,7 +196,7 @@ class Endpoint:
         return InputError(self._shown(why), where=self.name, remedy=remedy)
 
 
-class JudgedEndpoint(JudgedPeer):
+class EndpointEngine(ExternalEngine):
     """An endpoint as an engine; ``arith`` is what its user declares of it."""
 
     def __init__(self, endpoint: Endpoint, arith: str | None) -> None:
@@ -225,14 +225,14 @@ class JudgedEndpoint(JudgedPeer):
 
 
 def judged(address: str, file: ModelFile, bytes_of: Callable[[int], bytes], *, model: str | None,
-           arith: str | None) -> JudgedEndpoint:  # fmt: skip
+           arith: str | None) -> EndpointEngine:  # fmt: skip
     """An endpoint that has answered once, so that what cannot be judged is refused before the truth is computed."""
     if arith not in (None, *ARITHS):
         raise InputError(f"{arith!r} cannot be declared of an endpoint", where="--arith",
                          remedy=f"Choose one of {', '.join(ARITHS)}")  # fmt: skip
     endpoint = Endpoint(address, file, bytes_of, model=model)
     endpoint.entries([0])
-    return JudgedEndpoint(endpoint, arith)
+    return EndpointEngine(endpoint, arith)
 
 
 def checked(address: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from assay.peers import PEERS, Peer
 N_NAMED = 200
 
 
-class JudgedPeer:
+class ExternalEngine:
     """A running peer as an engine (``contract.engine.Engine``), as far as a server lets it be one: it has no taps."""
 
     def __init__(self, peer: Peer, file: ModelFile, version: str) -> None:

@@ -84,5 +84,5 @@ def q4_values(raw: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 def q8_values(raw: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Elements ``start:stop`` of a whole APR_Q8 tensor, u8 [nbytes]: f32."""
-    with np.errstate(invalid="ignore"):  # a scale that is no number is for the caller to find
+    with np.errstate(invalid="ignore"):  # a scale that is not a number is for the caller to find
         return raw[:4].view("<f4") * raw[4 + start : 4 + stop].view(np.int8).astype(np.float32)

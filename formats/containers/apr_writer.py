@@ -34,7 +34,7 @@ def write_apr(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[S
     ``metadata`` holds what JSON can (str, bool, int, float, None, lists and dicts of them), and NumPy's arrays.
 
     Raises InputError if the format cannot hold what is given (a type that it has no code for, a name too long or
-    twice, more than 8 axes, metadata that is no JSON or above 16 MiB), if a tensor's bytes are not as many as its
+    twice, more than 8 axes, metadata that is not JSON or above 16 MiB), if a tensor's bytes are not as many as its
     shape says, and as :func:`assay.formats.system.atomic_file.replacing`.
     """
     tensors = sorted(tensors, key=lambda tensor: tensor.name.encode())
@@ -92,7 +92,7 @@ def json_of(metadata: Mapping[str, Any]) -> bytes:
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray | np.generic):
             return value.tolist()
-        raise TypeError(f"a {type(value).__name__} is no JSON")
+        raise TypeError(f"a {type(value).__name__} is not JSON")
 
     try:
         text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=plain)

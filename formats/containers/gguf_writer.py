@@ -36,7 +36,7 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Sequenc
     """Write a GGUF file: keys and tensors in the order given; ``progress`` counts bytes of tensors.
 
     Raises InputError if the format cannot hold what is given (a name too long or twice, more than 4 axes, a type
-    that ggml does not have, rows that are no whole blocks), if a tensor's bytes are not as many as its shape says,
+    that ggml does not have, rows that are not whole blocks), if a tensor's bytes are not as many as its shape says,
     and as :func:`assay.formats.system.atomic_file.replacing`.
     """
     alignment = alignment_of(metadata)
@@ -113,7 +113,6 @@ def nbytes_of(tensor: Stored) -> int:
     if kind.name not in BY_NAME:
         raise refuse(f"GGUF has no type {kind.name}", "Convert the tensor to a type that it has, such as F32")
     if tensor.shape[-1] % kind.block_elements:
-        raise refuse(f"rows of {tensor.shape[-1]} are no whole {kind.name} blocks of {kind.block_elements}, and GGUF "
+        raise refuse(f"rows of {tensor.shape[-1]} are not whole {kind.name} blocks of {kind.block_elements}, and GGUF "
                      "pads no rows", "Convert the tensor to a type with smaller blocks, such as Q8_0")  # fmt: skip
     return prod(tensor.shape) // kind.block_elements * kind.block_bytes
-

@@ -113,7 +113,7 @@ def read_index(path: Path) -> dict[str, str]:
         raise fail(f"it lists {len(index)} tensors in {len(set(index.values()))} files, more than any model has")
     for name in index.values():
         if "/" in name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
-            raise fail(f"{shown(name)} is no name of a safetensors file in this folder")
+            raise fail(f"{shown(name)} is not a name of a safetensors file in this folder")
     return index
 
 

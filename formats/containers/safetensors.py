@@ -20,7 +20,7 @@ these codes:
     bad-json             as in formats/containers/strict_json.py: not JSON, a key twice, nested too deeply ...
     bad-count            more than 65,536 tensors
     bad-name             a tensor's name is empty, longer than 256 bytes, or holds a NUL
-    bad-tensor-type      a dtype that the format does not have, or whose elements are no whole bytes
+    bad-tensor-type      a dtype that the format does not have, or whose elements are not whole bytes
     bad-shape            more than 8 dims, a negative one, 2**63 or more elements or bytes
     bad-size             not the bytes that dtype and shape make
     overlap hole out-of-file trailing-bytes     tensor data where it cannot be
@@ -144,7 +144,7 @@ def entry(cursor: Cursor, name: str, value: Any, data_start: int) -> TensorInfo:
 
 
 def naturals(value: Any) -> bool:
-    """Whether ``value`` is a list of integers, none negative (JSON's true is no integer, though Python's is)."""
+    """Whether ``value`` is a list of integers, none negative (JSON's true is not an integer, though Python's is)."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 

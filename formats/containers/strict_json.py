@@ -56,8 +56,9 @@ def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: s
         raise fail(f"it has about {n} values, more than the {MAX_VALUES} allowed")
     try:
         text = raw.decode()
-        values = json.loads(text, parse_constant=constant, parse_float=floating,
-                            object_pairs_hook=None if last_wins else distinct)
+        values = json.loads(
+            text, parse_constant=constant, parse_float=floating, object_pairs_hook=None if last_wins else distinct
+        )
         if SURROGATE.search(raw):  # one half of a pair is a string that no file and no terminal could be given
             json.dumps(values, ensure_ascii=False).encode()
     except UnicodeError as error:
@@ -67,7 +68,7 @@ def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: s
     except RecursionError as error:
         raise fail("it is nested too deeply") from error
     if not isinstance(values, dict):
-        raise fail("it is no JSON object")
+        raise fail("it is not a JSON object")
     if not shallow(values):
         raise fail(f"it is nested more than {MAX_DEPTH} deep")
     return values

@@ -102,7 +102,7 @@ def metadata_census(original: Mapping[str, Any], back: Mapping[str, Any], derive
     """What became of each key of the source.
 
     ``original``: the source's metadata; ``back``: what a conversion of the target back into the source's format would
-    write; ``derived``: that without what a keepsake adds; ``reasons`` why a key could not be carried.
+    write; ``derived``: that without what a sidecar adds; ``reasons`` why a key could not be carried.
     """
     records, returned, stated = [], flat(back), flat(derived)
     for key, value in flat(original).items():

@@ -29,8 +29,7 @@ from assay.formats.containers.hf_folder import TEMPLATE, TOKENIZER, HFFolder
 from assay.formats.containers.opening import open_container
 from assay.formats.containers.safetensors_writer import write_shards
 from assay.formats.contract.config import tensor_shapes
-from assay.formats.conversion import census
-from assay.formats.conversion import sidecar as keepsake
+from assay.formats.conversion import census, sidecar
 from assay.formats.conversion.model_card import (
     FORMATS,
     Facts,
@@ -65,8 +64,8 @@ class Opened:
     model: Qwen2
     facts: Facts
     own: Mapping[str, Any]
-    """Metadata without keepsakes."""
-    keepsakes: Mapping[str, keepsake.Keepsake]
+    """Metadata without sidecars."""
+    sidecars: Mapping[str, sidecar.Sidecar]
 
     @property
     def matrices(self) -> list[str]:
@@ -114,8 +113,8 @@ def opened(path: Path) -> Opened:
     model = described(container)
     tensors = {name: tensor_of(container, info, name) for name, info in model.tensors.items()}
     check_tensors(tensors, model.config, where=str(path))
-    own, keepsakes = keepsake.own_metadata(container)
-    return Opened(container, model, facts_of(container, model), own, keepsakes)
+    own, sidecars = sidecar.own_metadata(container)
+    return Opened(container, model, facts_of(container, model), own, sidecars)
 
 
 def format_of(target: Path) -> str:
@@ -163,7 +162,7 @@ def derived(form: str, facts: Facts, types: list[str], *, style: Mapping[str, bo
 
 
 def style_of(before: Opened) -> dict[str, bool]:
-    """How a folder writes what can be written in two ways; {} if as usual, or if it is no folder."""
+    """How a folder writes what can be written in two ways; {} if as usual, or if it is not a folder."""
     if not isinstance(before.container, HFFolder):
         return {}
     merges = before.own[TOKENIZER]["model"]["merges"]
@@ -179,14 +178,14 @@ def usual_names(form: str, before: Opened, *, copied_output: bool) -> list[str]:
     return sorted(map(hf_name, [*names, OUTPUT] if copied_output else names))
 
 
-def keepsake_of(before: Opened, target: str, planned: Sequence[Planned]) -> keepsake.Keepsake | None:
+def sidecar_of(before: Opened, target: str, planned: Sequence[Planned]) -> sidecar.Sidecar | None:
     """What a ``target`` file has to keep of the source, beyond the facts; None if nothing."""
     form = before.container.format
     copied = before.model.config.tied and any(hf_name(OUTPUT) == name for name in before.container.tensors)
     usual = derived(form, as_stated_in(before.facts, target), before.matrices, style=style_of(before),
                     copied_output=copied)  # fmt: skip
     own = without_types(before.own, usual) if treats(planned) else before.own
-    keep: dict[str, Any] = {"metadata": keepsake.difference(own, usual), "style": style_of(before)}
+    keep: dict[str, Any] = {"metadata": sidecar.difference(own, usual), "style": style_of(before)}
     names = list(before.container.tensors)
     if names != usual_names(form, before, copied_output=form == "apr" and before.model.config.tied):
         keep["tensors"] = names
@@ -202,19 +201,19 @@ def treats(planned: Sequence[Planned]) -> bool:
     return any(p.promise != SAME and len(p.source.shape) > 1 for p in planned)
 
 
-def carried_on(before: Opened, form: str, target: str, planned: Sequence[Planned]) -> keepsake.Keepsake | None:
-    """A keepsake of format ``form`` that the source has already, for a ``target`` file, which may state fewer facts."""
-    keep = dict(before.keepsakes[form])
+def carried_on(before: Opened, form: str, target: str, planned: Sequence[Planned]) -> sidecar.Sidecar | None:
+    """A sidecar of format ``form`` that the source has already, for a ``target`` file, which may state fewer facts."""
+    keep = dict(before.sidecars[form])
     if "metadata" not in keep:
         return keep or None
 
     def usual(facts: Facts) -> dict[str, Any]:
         return derived(form, facts, before.matrices, style=keep.get("style"))
 
-    whole = keepsake.restored(usual(before.facts), keep["metadata"])
+    whole = sidecar.restored(usual(before.facts), keep["metadata"])
     if treats(planned):
         whole = without_types(whole, usual(before.facts))
-    difference = keepsake.difference(whole, usual(as_stated_in(before.facts, target)))
+    difference = sidecar.difference(whole, usual(as_stated_in(before.facts, target)))
     rest = {key: value for key, value in keep.items() if key != "metadata"}
     return ({"metadata": difference} if difference else {}) | rest or None
 
@@ -233,23 +232,23 @@ def write(before: Opened, path: Path, form: str, treatment: str | None, every: b
           progress: Progress) -> list[Planned]:  # fmt: skip
     """Write the target under a name of its own."""
     same_form = form == before.container.format
-    keep = dict(before.keepsakes.get(form) or {})
-    names = keepsake.names_of(keep)
+    keep = dict(before.sidecars.get(form) or {})
+    names = sidecar.names_of(keep)
     planned = plan(before.container, before.model, form, treatment=treatment, every=every,
-                   dtypes=keepsake.dtypes_of(keep), names=canonical_names(names))  # fmt: skip
-    others = {name: carried_on(before, name, form, planned) for name in before.keepsakes}
-    if own_keep := keepsake_of(before, form, planned):
+                   dtypes=sidecar.dtypes_of(keep), names=canonical_names(names))  # fmt: skip
+    others = {name: carried_on(before, name, form, planned) for name in before.sidecars}
+    if own_keep := sidecar_of(before, form, planned):
         others[before.container.format] = own_keep
         if same_form:
-            keep, names = own_keep, keepsake.names_of(own_keep)
+            keep, names = own_keep, sidecar.names_of(own_keep)
     others = {name: kept for name, kept in others.items() if kept}
     copied = form == "apr" and before.model.config.tied and (not names or OUTPUT in canonical_names(names))
     types = [p.type.name for p in planned if len(p.source.shape) > 1]
-    metadata = keepsake.restored(derived(form, before.facts, types, style=keep.get("style"), copied_output=copied),
+    metadata = sidecar.restored(derived(form, before.facts, types, style=keep.get("style"), copied_output=copied),
                                  keep.get("metadata"))  # fmt: skip
     if form == "gguf":
-        keepsake.demand_values(metadata)
-    metadata = keepsake.with_keepsakes(metadata, others, form)
+        sidecar.demand_values(metadata)
+    metadata = sidecar.with_sidecars(metadata, others, form)
     order = {name: i for i, name in enumerate(names or usual_names(form, before, copied_output=copied))}
     tensors = [p.stored() for p in sorted(planned, key=lambda p: order.get(p.renamed, len(order)))]
     if form == "gguf":
@@ -319,10 +318,10 @@ def metadata_compared(before: Opened, after: Opened) -> list[dict[str, str]]:
     if source == target:
         back = usual = after.own
     else:
-        keep = after.keepsakes.get(source) or {}
+        keep = after.sidecars.get(source) or {}
         copied = source == "apr" and before.model.config.tied
         usual = derived(source, after.facts, after.matrices, style=keep.get("style"), copied_output=copied)
-        back = keepsake.restored(usual, keep.get("metadata"))
+        back = sidecar.restored(usual, keep.get("metadata"))
     reasons = dict.fromkeys([*TYPE_KEYS, *(f"config.json: {key}" for key in TYPE_KEYS)],
                             "the tensors' types are others")  # fmt: skip
     return census.metadata_census(before.own, back, usual, source, target, reasons)

@@ -61,7 +61,7 @@ NAMES: dict[str, tuple[str, str, str]] = {
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12,
               "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32}  # fmt: skip
-"""``general.file_type`` by the type of most matrices (for a mixture, llama.cpp's "M"); it is only ever displayed."""
+"""``general.file_type`` by the type of most matrices (for a mix, llama.cpp's "M"); it is only ever displayed."""
 HF_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -113,6 +113,7 @@ def as_stated_in(facts: Facts, target: str) -> Facts:
 
 def differences(a: Facts, b: Facts) -> list[str]:
     """The names of the facts that differ between two files of what should be one model; ``about`` is not compared."""
+
     def comparable(facts: Facts) -> dict[str, Any]:
         facts = as_stated_in(facts, "hf")
         pre = PRE if facts.vocabulary.pre in SAME_PATTERN else facts.vocabulary.pre
@@ -260,8 +261,12 @@ def hf_of(facts: Facts, types: list[str], *, merges_as_pairs: bool = True, templ
         "pad_token_id": facts.pad_id,
     }
     tokenizer = tokenizer_json(vocabulary.tokens, vocabulary.kinds, vocabulary.merges, merges_as_pairs=merges_as_pairs)
-    files = {CONFIG: stated(config_json), TOKENIZER: tokenizer, TOKENIZER_CONFIG: stated(tokenizer_config(facts)),
-             GENERATION: stated(generation)}  # fmt: skip  in the order in which hf_folder.py reads them
+    files = {
+        CONFIG: stated(config_json),
+        TOKENIZER: tokenizer,
+        TOKENIZER_CONFIG: stated(tokenizer_config(facts)),
+        GENERATION: stated(generation),
+    }  # fmt: skip  in the order in which hf_folder.py reads them
     if template_file and facts.chat_template:
         files[TEMPLATE] = files[TOKENIZER_CONFIG].pop("chat_template")
     return files

@@ -7,7 +7,7 @@ A *treatment* is the name of a type. Without one, a tensor whose type the target
 user can say whether 7 bytes a weight or another rounding is worse. With one, it applies to just those tensors, or with
 ``every`` to all matrices. F32 is exact; F16, BF16 and the quantised types round, and the census measures by how much.
 One thing is done unasked, because it is exact and llama.cpp refuses to run without it: vectors in F16 or BF16 become
-F32 in a GGUF file. The way back undoes it (``dtypes`` in a keepsake).
+F32 in a GGUF file. The way back undoes it (``dtypes`` in a sidecar).
 """
 
 from __future__ import annotations

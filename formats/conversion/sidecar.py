@@ -9,16 +9,16 @@ no keys for that, and a folder has others. A conversion puts such things under o
     {"metadata": {"keys": ["general.architecture",                      follows from the facts, so only named
                            {"key": "tokenizer.ggml.tokens", "first": 9},   the first 9 of what follows from the facts
                            {"key": "general.license", "type": "string", "value": "mit"},   has to be kept
-                           {"key": "general.tags", "type": "array of string", "hex": ["ff"]},   is no text, or no number
+                           {"key": "general.tags", "type": "array of string", "hex": ["ff"]},   is not text
                            {"key": "config.json", "inner": {"keys": [...], "absent": [...]}}],   an object, key by key
                   "absent": ["general.type"]},     follows from the facts, but the file does not say it
      "tensors": ["output.weight", ...],            their names in the file's order, unless that is the usual one
      "dtypes": {"model.norm.weight": "BF16"},      types of tensors that were widened, exactly
      "style": {"merges_as_pairs": false}, "flags": 1536}
 
-The order of keys is kept, too. Where everything follows from the facts there is no keepsake. On the way back the facts
+The order of keys is kept, too. Where everything follows from the facts there is no sidecar. On the way back the facts
 are those of the file at hand: a template changed in between stays changed, only what is kept here is restored. A
-keepsake is read from an untrusted file: what is restored is held against the facts afterwards, like anything else.
+sidecar is read from an untrusted file: what is restored is held against the facts afterwards, like anything else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from assay.formats.errors import AssayError, ModelError
 
 PREFIX = "assay."
 KEYS = frozenset(f"{PREFIX}{name}" for name in FORMATS)
-Keepsake = dict[str, Any]
+Sidecar = dict[str, Any]
 
 
 def difference(original: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -102,7 +102,7 @@ def kept(value: Value) -> dict[str, Any]:
 def restored(derived: Mapping[str, Any], difference: Mapping[str, Any] | None) -> dict[str, Any]:
     """The inverse of :func:`difference`; keys that are new among the facts since then come last.
 
-    Raises ModelError for a keepsake that is damaged.
+    Raises ModelError for a sidecar that is damaged.
     """
     if difference is None:
         return dict(derived)
@@ -146,8 +146,8 @@ def damaged(detail: str) -> NoReturn:
                      remedy="Convert the original again")  # fmt: skip
 
 
-def own_metadata(container: Container) -> tuple[dict[str, Any], dict[str, Keepsake]]:
-    """(metadata without keepsakes: GGUF's as Value, others' as JSON; keepsakes by format)."""
+def own_metadata(container: Container) -> tuple[dict[str, Any], dict[str, Sidecar]]:
+    """(metadata without sidecars: GGUF's as Value, others' as JSON; sidecars by format)."""
     if isinstance(container, GGUF):
         values: dict[str, Any] = dict(container.metadata.stored)
         found = {key: parse_object(container.metadata.string(key).encode(), container.path, key)
@@ -162,10 +162,10 @@ def own_metadata(container: Container) -> tuple[dict[str, Any], dict[str, Keepsa
         values = {key: value for key, value in values.items() if not key.endswith(".safetensors")}
     else:
         values, found = dict(container.metadata), {}
-    if not all(isinstance(keepsake, dict) for keepsake in found.values()):
-        damaged("it is no object")
+    if not all(isinstance(sidecar, dict) for sidecar in found.values()):
+        damaged("it is not an object")
     own = {key: value for key, value in values.items() if key not in found}
-    return own, {key.removeprefix(PREFIX): keepsake for key, keepsake in found.items()}
+    return own, {key.removeprefix(PREFIX): sidecar for key, sidecar in found.items()}
 
 
 def demand_values(metadata: Mapping[str, Any]) -> None:
@@ -174,9 +174,9 @@ def demand_values(metadata: Mapping[str, Any]) -> None:
         damaged(f"{odd[0]} has no type")
 
 
-def with_keepsakes(metadata: Mapping[str, Any], keepsakes: Mapping[str, Keepsake], target: str) -> dict[str, Any]:
-    """``metadata`` of a ``target`` file with the keepsakes of other formats in it."""
-    keys = {f"{PREFIX}{name}": keepsake for name, keepsake in sorted(keepsakes.items()) if name != target}
+def with_sidecars(metadata: Mapping[str, Any], sidecars: Mapping[str, Sidecar], target: str) -> dict[str, Any]:
+    """``metadata`` of a ``target`` file with the sidecars of other formats in it."""
+    keys = {f"{PREFIX}{name}": sidecar for name, sidecar in sorted(sidecars.items()) if name != target}
     if target == "gguf":
         return {**metadata, **{key: typed("string", json.dumps(value, ensure_ascii=False, separators=(",", ":")))
                                for key, value in keys.items()}}  # fmt: skip
@@ -189,7 +189,7 @@ def names_of(keep: Mapping[str, Any]) -> list[str]:
     """The file's tensor names that were kept, in its order; [] if they are the usual ones."""
     names = keep.get("tensors", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        damaged("tensors is no list of names")
+        damaged("tensors is not a list of names")
     return names
 
 
@@ -197,5 +197,5 @@ def dtypes_of(keep: Mapping[str, Any]) -> dict[str, str]:
     """Types that vectors had before they were widened."""
     dtypes = keep.get("dtypes", {})
     if not isinstance(dtypes, dict) or not all(isinstance(kind, str) for kind in dtypes.values()):
-        damaged("dtypes is no object of names")
+        damaged("dtypes is not an object of names")
     return dtypes

@@ -63,7 +63,7 @@ def sections(container: Container) -> list[Section]:
 
 
 def _pieces(container: Container) -> Iterator[tuple[str, int, int]]:
-    """What is no padding, in order of place."""
+    """What is not padding, in order of place."""
     head, tail = _marks(container)
     yield from head
     stored = sorted((info.offset, info.offset + info.nbytes) for info in container.tensors.values() if info.nbytes)

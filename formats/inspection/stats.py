@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.formats.containers.base import Container
-from assay.formats.inspection.row_chunks import lots, matrix_shape, pieces, readable
+from assay.formats.inspection.row_chunks import matrix_shape, pieces, readable, row_chunks
 from assay.formats.system.atomic_file import Progress, quiet
 from assay.formats.system.workers import Tick, each, no_tick
 
@@ -72,14 +72,14 @@ def stats_of(container: Container, name: str, tick: Tick = no_tick) -> TensorSta
         return TensorStats(digest.hexdigest(), None)
     n_rows, n_columns = matrix_shape(info)
     sums = _Sums(n_rows)
-    for lot in lots(container, name):
-        sums.add(lot.values, lot.rows)
-        tick(info.nbytes * lot.values.size // (n_rows * n_columns))
+    for chunk in row_chunks(container, name):
+        sums.add(chunk.values, chunk.rows)
+        tick(info.nbytes * chunk.values.size // (n_rows * n_columns))
     return TensorStats(digest.hexdigest(), sums.result(n_columns))
 
 
 class _Sums:
-    """Running sums over the lots of one tensor."""
+    """Running sums over the chunks of one tensor."""
 
     def __init__(self, n_rows: int) -> None:
         self.n = self.zeros = self.nan = self.inf = 0

@@ -3,7 +3,7 @@
     raw = quantize("Q4_K", values)        # f32 [..., n] -> uint8 [..., row_bytes]
 
 Which integers and scales stand for the values is decided here, how they lie in bytes in ``formats/blocks``. Rows are
-worked on in lots that fit a processor's cache, on several threads (NumPy lets go of the interpreter as it computes);
+worked on in chunks that fit a processor's cache, on several threads (NumPy lets go of the interpreter as it computes);
 neither changes a byte of the result.
 """
 
@@ -23,14 +23,14 @@ from assay.formats.quantizers.scale_and_min import q4_k, q5_k
 from assay.formats.quantizers.signed_scale import q6_k
 from assay.formats.system.cpus import processors
 
-__all__ = ["LOT", "QUANTIZABLE", "processors", "quantize"]
+__all__ = ["CHUNK_ELEMENTS", "QUANTIZABLE", "processors", "quantize"]
 
 _SEARCHES: dict[str, Callable[[np.ndarray], Quants]] = {
     "Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8_0, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k,
 }  # fmt: skip
 _FLOAT = ("F32", "F16", "BF16")
 QUANTIZABLE: tuple[str, ...] = (*_FLOAT, *_SEARCHES)
-LOT = 1 << 18
+CHUNK_ELEMENTS = 1 << 18
 """Elements worked on at once, 1 MiB an array: a handful fit the last cache, and Python takes little of the time."""
 
 
@@ -40,7 +40,7 @@ def quantize(type_name: str, values: np.ndarray, *, where: str = "values", first
 
     ``where`` names the values in errors, ``first_row`` is the number of their first row there; ``threads`` defaults to
     as many as there are processors.
-    Raises InputError for a type that Assay cannot write, and for rows that are no whole blocks; NumericError, naming
+    Raises InputError for a type that Assay cannot write, and for rows that are not whole blocks; NumericError, naming
     the first bad element, if a value is NaN or infinite, or so large that f16 cannot hold it or its block's scale.
     """
     kind = BY_NAME.get(type_name)
@@ -53,13 +53,13 @@ def quantize(type_name: str, values: np.ndarray, *, where: str = "values", first
                          remedy="Choose a type with smaller blocks, such as Q8_0 or F16")  # fmt: skip
     flat = np.ascontiguousarray(values).reshape(-1, kind.block_elements)
     out = np.empty((len(flat), kind.block_bytes), np.uint8)
-    step = LOT // kind.block_elements
+    step = CHUNK_ELEMENTS // kind.block_elements
 
     def work(start: int) -> None:
-        lot = slice(start, start + step)
-        _demand_finite(flat[lot], lambda at: place(start * kind.block_elements + at))
-        out[lot] = _stored(type_name, flat[lot])
-        _demand_finite_scales(type_name, flat[lot], out[lot], lambda at: place(start * kind.block_elements + at))
+        chunk = slice(start, start + step)
+        _demand_finite(flat[chunk], lambda at: place(start * kind.block_elements + at))
+        out[chunk] = _stored(type_name, flat[chunk])
+        _demand_finite_scales(type_name, flat[chunk], out[chunk], lambda at: place(start * kind.block_elements + at))
 
     def place(element: int) -> str:
         index = [int(i) for i in np.unravel_index(element, values.shape)]

@@ -1,6 +1,6 @@
-"""Which tensor gets which type: the mixtures of llama.cpp ("Q4_K_M" and its kin), for models shaped like Qwen2.
+"""Which tensor gets which type: llama.cpp's quantization mixes ("Q4_K_M" and its kin), for models shaped like Qwen2.
 
-    mixture              matrices   and with more bits
+    mix                  matrices   and with more bits
     F32 F16 BF16         its own    -
     Q4_0 Q4_1 Q5_0 Q5_1  its own    output: Q6_K
     Q8_0                 Q8_0       -
@@ -11,7 +11,7 @@
     Q6_K                 Q6_K       -
 
 Norms, biases and other vectors stay as they are. "Output" is the matrix that makes the logits: output.weight, or
-token_embd.weight where there is none. A row that is no whole number of a type's blocks gets the type's fallback.
+token_embd.weight where there is none. A row that is not a whole number of a type's blocks gets the type's fallback.
 Source: llama_tensor_get_type and llama_tensor_get_type_impl, src/llama-quant.cpp, ggml-org/llama.cpp.
 """
 
@@ -25,44 +25,44 @@ from assay.formats.blocks.ggml_types import BY_NAME
 from assay.formats.errors import InputError
 
 
-class Mixture(NamedTuple):
-    """``base`` is the type of most matrices, ``file_type`` the number that general.file_type gives the mixture."""
+class Mix(NamedTuple):
+    """``base`` is the type of most matrices, ``file_type`` the number that general.file_type gives the mix."""
 
     base: str
     file_type: int
 
 
-MIXTURES: dict[str, Mixture] = {
-    "F32": Mixture("F32", 0), "F16": Mixture("F16", 1), "BF16": Mixture("BF16", 32),
-    "Q4_0": Mixture("Q4_0", 2), "Q4_1": Mixture("Q4_1", 3), "Q5_0": Mixture("Q5_0", 8), "Q5_1": Mixture("Q5_1", 9),
-    "Q8_0": Mixture("Q8_0", 7), "Q4_K_S": Mixture("Q4_K", 14), "Q4_K_M": Mixture("Q4_K", 15),
-    "Q5_K_S": Mixture("Q5_K", 16), "Q5_K_M": Mixture("Q5_K", 17), "Q6_K": Mixture("Q6_K", 18),
+MIXES: dict[str, Mix] = {
+    "F32": Mix("F32", 0), "F16": Mix("F16", 1), "BF16": Mix("BF16", 32),
+    "Q4_0": Mix("Q4_0", 2), "Q4_1": Mix("Q4_1", 3), "Q5_0": Mix("Q5_0", 8), "Q5_1": Mix("Q5_1", 9),
+    "Q8_0": Mix("Q8_0", 7), "Q4_K_S": Mix("Q4_K", 14), "Q4_K_M": Mix("Q4_K", 15),
+    "Q5_K_S": Mix("Q5_K", 16), "Q5_K_M": Mix("Q5_K", 17), "Q6_K": Mix("Q6_K", 18),
 }  # fmt: skip
 ALIASES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""For rows that are no multiple of 256; F16 for rows that are no multiple of 32 either (llama.cpp refuses some)."""
+"""For rows that are not multiples of 256; F16 for rows that are not multiples of 32 either (llama.cpp refuses some)."""
 FLOATS = ("F32", "F16", "BF16")
 
 
-def named(mixture: str) -> str:
-    """The mixture's own name: upper case, aliases resolved. Raises InputError if there is none of this name."""
-    name = ALIASES.get(mixture.upper(), mixture.upper())
-    if name not in MIXTURES:
-        raise InputError(f"there is no mixture {mixture!r}", where="--type",
-                         remedy=f"Use {', '.join([*MIXTURES, *ALIASES])}")  # fmt: skip
+def named(mix: str) -> str:
+    """The mix's own name: upper case, aliases resolved. Raises InputError if there is none of this name."""
+    name = ALIASES.get(mix.upper(), mix.upper())
+    if name not in MIXES:
+        raise InputError(f"there is no quantization mix {mix!r}", where="--type",
+                         remedy=f"Use {', '.join([*MIXES, *ALIASES])}")  # fmt: skip
     return name
 
 
-def chosen_types(shapes: Mapping[str, tuple[int, ...]], mixture: str, *, pure: bool = False,
+def chosen_types(shapes: Mapping[str, tuple[int, ...]], mix: str, *, pure: bool = False,
                  by_name: bool = False) -> dict[str, str]:  # fmt: skip
-    """The type of every tensor that the mixture quantises, by name; a tensor that keeps its own is not in it.
+    """The type of every tensor that the quantization mix quantises, by name; a tensor that keeps its own is not in it.
 
     ``shapes`` are those of the whole model, row-major: how many layers there are, and whether the output has a
     matrix of its own, is seen from the names. ``pure``: every matrix gets the base type, if its rows allow it.
     ``by_name``: layers are counted in the order of their names, 0, 1, 10, 11, ..., 2, 20, ..., as llama.cpp did until
     it sorted tensors by layer; the published Qwen2.5-Coder files were made so.
     """
-    mixture = named(mixture)
+    mix = named(mix)
     tied = "output.weight" not in shapes
     numbers = {layer for name in shapes if (layer := layer_of(name)) is not None}
     layers = sorted(numbers, key=str if by_name else int)
@@ -70,16 +70,16 @@ def chosen_types(shapes: Mapping[str, tuple[int, ...]], mixture: str, *, pure: b
     types = {}
     for name, shape in shapes.items():
         if len(shape) > 1 and name.endswith("weight") and not name.endswith("_norm.weight"):
-            wanted = MIXTURES[mixture].base
+            wanted = MIXES[mix].base
             if wanted not in FLOATS and not pure:
-                wanted = favoured(mixture, name, shape[-1], places, tied)
+                wanted = favoured(mix, name, shape[-1], places, tied)
             types[name] = fitting(wanted, shape[-1])
     return types
 
 
-def favoured(mixture: str, name: str, row: int, places: Mapping[int, int], tied: bool) -> str:
-    """The type that the mixture wants for a matrix, whether or not its rows allow it; ``places`` orders the layers."""
-    base = MIXTURES[mixture].base
+def favoured(mix: str, name: str, row: int, places: Mapping[int, int], tied: bool) -> str:
+    """The type that the mix wants for a matrix, whether or not its rows allow it; ``places`` orders the layers."""
+    base = MIXES[mix].base
     if name == "output.weight" or (tied and name == "token_embd.weight"):
         return "Q8_0" if base == "Q8_0" or row % BY_NAME[base].block_elements else "Q6_K"
     layer = layer_of(name)
@@ -87,9 +87,9 @@ def favoured(mixture: str, name: str, row: int, places: Mapping[int, int], tied:
     if layer is None or not (is_value or is_down):
         return base
     place, n_layers = places[layer], len(places)
-    if mixture in ("Q4_K_M", "Q5_K_M") and more_bits(place, n_layers):
+    if mix in ("Q4_K_M", "Q5_K_M") and more_bits(place, n_layers):
         return "Q6_K"
-    if mixture == "Q4_K_S" and place < (4 if is_value else n_layers // 8):
+    if mix == "Q4_K_S" and place < (4 if is_value else n_layers // 8):
         return "Q5_K"
     return base
 
@@ -101,7 +101,7 @@ def more_bits(place: int, n_layers: int) -> bool:
 
 
 def fitting(wanted: str, row: int) -> str:
-    """``wanted``, or what stands in for it where rows of ``row`` elements are no whole blocks of it."""
+    """``wanted``, or what stands in for it where rows of ``row`` elements are not whole blocks of it."""
     for name in (wanted, FALLBACKS.get(wanted, "F16"), "F16"):
         if row % BY_NAME[name].block_elements == 0:
             return name

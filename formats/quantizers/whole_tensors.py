@@ -22,7 +22,7 @@ from assay.formats import blocks
 from assay.formats.blocks.ggml_types import BY_NAME, GGMLType
 from assay.formats.containers.base import Stored
 from assay.formats.errors import InputError
-from assay.formats.quantizers import LOT, quantize
+from assay.formats.quantizers import CHUNK_ELEMENTS, quantize
 from assay.formats.quantizers.quantization_mix import chosen_types
 from assay.formats.system.atomic_file import Progress, quiet
 from assay.formats.system.cpus import processors
@@ -81,7 +81,7 @@ class Requantized:
         source, n = self.source, self.source.shape[-1]
         n_rows = math.prod(source.shape[:-1])
         out = np.empty((n_rows, n // self.type.block_elements * self.type.block_bytes), np.uint8)
-        step = max(1, LOT // max(n, 1))
+        step = max(1, CHUNK_ELEMENTS // max(n, 1))
 
         def work(start: int) -> tuple[int, float, float]:
             x = source.rows(start, min(start + step, n_rows))
@@ -104,17 +104,17 @@ def squares(x: np.ndarray) -> float:
     return float(np.square(x).sum(dtype=np.float64))
 
 
-def quantized_arrays(arrays: Mapping[str, np.ndarray], mixture: str, *, pure: bool = False,
+def quantized_arrays(arrays: Mapping[str, np.ndarray], mix: str, *, pure: bool = False,
                      progress: Progress = quiet) -> list[Stored]:  # fmt: skip
-    """f32 arrays by their names in a GGUF file -> tensors of the mixture, in the same order, vectors in F32.
+    """f32 arrays by their names in a GGUF file -> tensors of the mix, in the same order, vectors in F32.
 
     Each is quantised when its ``read()`` is called; ``progress`` counts elements. Raises InputError for an unknown
-    mixture and for an array that is not f32 or has no axis; ``read()`` raises what `quantize` raises.
+    quantization mix and for an array that is not f32 or has no axis; ``read()`` raises what `quantize` raises.
     """
     if wrong := [name for name, array in arrays.items() if array.dtype != np.float32 or array.ndim == 0]:
         raise InputError(f"it is {arrays[wrong[0]].dtype} with {arrays[wrong[0]].ndim} axes, not f32 with one or more",
                          where=f"tensor {wrong[0]!r}", remedy="Convert it to float32")  # fmt: skip
-    types = chosen_types({name: array.shape for name, array in arrays.items()}, mixture, pure=pure)
+    types = chosen_types({name: array.shape for name, array in arrays.items()}, mix, pure=pure)
     count = counting(sum(array.size for array in arrays.values()), progress)
     return [
         Requantized(Array(name, array), BY_NAME[types.get(name, "F32")], count).stored()

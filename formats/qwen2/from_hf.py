@@ -147,7 +147,7 @@ def config_of(config: JsonFile, *, tied: bool) -> Config:
 def drop_tied_copy(folder: HFFolder, tensors: dict[str, TensorInfo], config: JsonFile) -> bool:
     """Whether the output matrix is the embedding, as config.json says it; a copy of it is left out of ``tensors``.
 
-    Raises ModelError if a tied model has an output matrix that is no copy: transformers would ignore it, silently.
+    Raises ModelError if a tied model has an output matrix that is not a copy: transformers would ignore it, silently.
     """
     tied = config.get("tie_word_embeddings", bool, False)
     embedding, output = tensors.get("token_embd.weight"), tensors.get("output.weight")
@@ -182,13 +182,13 @@ def vocabulary_of(folder: HFFolder, n_rows: int, warnings: list[str]) -> Vocabul
 
 
 def special_ids(folder: HFFolder, ids: Mapping[str, int]) -> dict[str, int | None]:
-    """Ids by the keys that ``checked_vocabulary`` wants; whatever is no bos ends a text."""
+    """Ids by the keys that ``checked_vocabulary`` wants; whatever is not a bos ends a text."""
     config, generation = JsonFile(folder, CONFIG), JsonFile(folder, GENERATION)
     special = {f"{role}_token_id": special_id(folder, role, ids) for role in ("bos", "eos")}
     for file in (generation, config):
         for i, end in enumerate(as_list(file.get("eos_token_id", (int, list), []))):
             if type(end) is not int:
-                raise FormatError("bad-value", f"{shown(str(end))} is no token id", path=folder.path,
+                raise FormatError("bad-value", f"{shown(str(end))} is not a token id", path=folder.path,
                                   field=f"{file.name}: eos_token_id")  # fmt: skip
             special[f"{file.name}: eos_token_id[{i}]"] = end
     return special
@@ -222,6 +222,6 @@ def chat_template(folder: HFFolder, warnings: list[str]) -> str | None:
         warnings.append(f"of the chat templates only the default one is used, not {shown(', '.join(others))}")
         value = named.get("default")
         if value is not None and not isinstance(value, str):
-            raise FormatError("bad-value", "the default template is no text", path=folder.path,
+            raise FormatError("bad-value", "the default template is not text", path=folder.path,
                               field=f"{TOKENIZER_CONFIG}: chat_template")  # fmt: skip
     return value or None

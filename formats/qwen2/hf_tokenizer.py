@@ -129,7 +129,7 @@ class Reader:
         """``added_tokens``, matched as Assay matches them: anywhere, and nothing around them is swallowed."""
         added = self.values.get("added_tokens", [])
         if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-            raise self.refuse("added_tokens", "it is no list of objects")
+            raise self.refuse("added_tokens", "it is not a list of objects")
         for token in added:
             content = token.get("content")
             if not isinstance(content, str) or not content:
@@ -150,7 +150,7 @@ class Reader:
         pairs = [merge for merge in merges if isinstance(merge, list) and len(merge) == 2
                  and all(isinstance(part, str) and " " not in part for part in merge)]  # fmt: skip
         if len(pairs) != len(merges):
-            raise self.refuse("model.merges", "a merge is no pair of tokens")
+            raise self.refuse("model.merges", "a merge is not a pair of tokens")
         return [f"{left} {right}" for left, right in pairs]
 
 

@@ -73,7 +73,7 @@ def replacing(path: str | Path, *, force: bool = False) -> Iterator[BinaryIO]:
 def demand_free(final: Path, *, force: bool) -> None:
     """Raise InputError if ``final`` is a file and not ``force``, or something that is not to be replaced at all."""
     if final.exists() and not final.is_file():
-        raise InputError("there is something by this name that is no regular file", where=str(final),
+        raise InputError("there is something by this name that is not a regular file", where=str(final),
                          remedy="Give the name of a file")  # fmt: skip
     if final.exists() and not force:
         raise InputError("the file exists already", where=str(final),

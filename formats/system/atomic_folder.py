@@ -32,7 +32,7 @@ def demand_replaceable(folder: Path, *, force: bool, parts: re.Pattern[str] = OF
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError("there is something by this name that is no folder", where=str(folder),
+        raise InputError("there is something by this name that is not a folder", where=str(folder),
                          remedy="Give the name of a folder")  # fmt: skip
     if any(folder.iterdir()) and not force:
         raise InputError("the folder exists already and is not empty", where=str(folder),

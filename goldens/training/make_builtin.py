@@ -4,7 +4,7 @@
 
 
 FOLDER is what ``train_builtin`` filled. OUT (this folder if left out) receives ``builtin.gguf`` and ``builtin.apr``,
-the same tensors in the same bytes: quantised by ``formats/quantized_tensors`` in llama.cpp's mixture Q4_K_M,
+the same tensors in the same bytes: quantised by ``formats/quantized_tensors`` in llama.cpp's quantization mix Q4_K_M,
 written by ``formats/gguf_writer`` and ``formats/apr_writer``. The same weights give the same files.
 """
 
@@ -23,19 +23,19 @@ from assay.formats.containers.base import Stored
 from assay.formats.containers.gguf_metadata import typed
 from assay.formats.containers.gguf_writer import write_gguf
 from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED
-from assay.formats.quantizers.quantization_mix import MIXTURES
+from assay.formats.quantizers.quantization_mix import MIXES
 from assay.formats.quantizers.whole_tensors import quantized_arrays
 from assay.formats.qwen2.tensor_names import hf_name
 from assay.goldens import BUILTIN
 from assay.goldens.training import train as trained
 
 HERE = BUILTIN.parent
-NAME, LICENCE, CONTEXT, MIXTURE = "Assay built-in", "apache-2.0", 2048, "Q4_K_M"
+NAME, LICENCE, CONTEXT, MIX = "Assay built-in", "apache-2.0", 2048, "Q4_K_M"
 
 
 def quantised(weights: Mapping[str, np.ndarray]) -> list[Stored]:
     """Every tensor as it is stored, by GGUF's names and in the order of the layers."""
-    return quantized_arrays({name: weights[name].astype(np.float32) for name in trained.shapes()}, MIXTURE)
+    return quantized_arrays({name: weights[name].astype(np.float32) for name in trained.shapes()}, MIX)
 
 
 def vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def gguf_metadata(words: Mapping[str, Any]) -> dict[str, Any]:
         "general.architecture": ("string", "qwen2"),
         "general.name": ("string", NAME),
         "general.license": ("string", LICENCE),
-        "general.file_type": ("uint32", MIXTURES[MIXTURE].file_type),
+        "general.file_type": ("uint32", MIXES[MIX].file_type),
         "general.quantization_version": ("uint32", 2),
         "qwen2.block_count": ("uint32", trained.N_LAYERS),
         "qwen2.context_length": ("uint32", CONTEXT),

@@ -21,7 +21,7 @@ UP = "blk.0.ffn_up.weight"
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    """A well-formed file that is no Qwen2 model."""
+    """A well-formed file that is not a Qwen2 model."""
     return build(tmp_path / "llama.gguf", metadata={"general.architecture": "llama"})
 
 
@@ -96,9 +96,9 @@ def test_validate_exit_codes(json_option: tuple[str, ...], spoiled: Path, llama:
             facts = json.loads(said.out)
             assert facts["exit_code"] == code
             assert facts["verdict"] == ("FAIL" if code else facts["verdict"])
-            assert sum(facts["counts"].values()) == len(facts["gates"])
+            assert sum(facts["counts"].values()) == len(facts["checks"])
             keys = {"name", "verdict", "measured", "limit", "why", "culprits"}
-            assert all(set(gate) == keys for gate in facts["gates"])
+            assert all(set(gate) == keys for gate in facts["checks"])
 
 
 def test_validate_says_what_and_why(spoiled: Path) -> None:

@@ -41,9 +41,9 @@ def written(path: Path, mutant: Mutant) -> Path:
 
 
 def verdict_of(path: Path, *, strict: bool = False) -> str:
-    """``"model"``, ``"container: ..."`` with why it is no model, or the code of the refusal.
+    """``"model"``, ``"container: ..."`` with why it is not a model, or the code of the refusal.
 
-    Raises Failure, and whatever reading the file raises that is no AssayError.
+    Raises Failure, and whatever reading the file raises that is not an AssayError.
     """
     try:
         container = open_container(path, strict=strict)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from assay.formats.errors import FormatError, InputError
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.parity import aprt, stages
 from assay.parity.dump import LAYOUTS, MANIFEST, Dump, file_of, read
 from assay.parity.recorder import recording
@@ -32,10 +32,10 @@ def dumped(folder: Path, engine: Any, layout: str = "npy", text: str | None = No
     return read(folder)
 
 
-@pytest.mark.parametrize("arm", ["truth", "candidate"])
+@pytest.mark.parametrize("role", ["truth", "candidate"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_read_is_what_was_shown(arm: str, layout: str, judged: Arms, tmp_path: Path) -> None:
-    engine = getattr(judged, arm)
+def test_what_is_read_is_what_was_shown(role: str, layout: str, judged: UnderTest, tmp_path: Path) -> None:
+    engine = getattr(judged, role)
     found, shown = dumped(tmp_path / "d", engine, layout, "<a> b"), stages.capture(engine, IDS)
     assert list(found) == list(shown) and found.ids == tuple(IDS) and found.fingerprint() == ENGINE
     assert found.prompt is not None and found.prompt.text == "<a> b" and found.prompt.literal == ((0, 1), (2, 5))
@@ -48,14 +48,14 @@ def test_what_is_read_is_what_was_shown(arm: str, layout: str, judged: Arms, tmp
     assert os.listdir(tmp_path) == ["d"]
 
 
-def test_numpy_reads_the_files_too(judged: Arms, tmp_path: Path) -> None:
+def test_numpy_reads_the_files_too(judged: UnderTest, tmp_path: Path) -> None:
     found = dumped(tmp_path / "d", judged.truth)
     for stage, layer in found:
         theirs = np.load(tmp_path / "d" / file_of(stage, layer, "npy"), allow_pickle=False)
         assert np.array_equal(theirs, found[stage, layer])
 
 
-def test_aprt_is_laid_out_as_the_other_tools_have_it(judged: Arms, tmp_path: Path) -> None:
+def test_aprt_is_laid_out_as_the_other_tools_have_it(judged: UnderTest, tmp_path: Path) -> None:
     shown = stages.capture(judged.candidate, IDS)
     dumped(tmp_path / "d", judged.candidate, "aprt")
     raw = (tmp_path / "d" / "layer-2" / "qkv_matmul.bin").read_bytes()
@@ -69,7 +69,7 @@ def test_aprt_is_laid_out_as_the_other_tools_have_it(judged: Arms, tmp_path: Pat
     assert names == set(aprt.HOLDS) and len(names) == 18
 
 
-def test_nan_bits_survive(judged: Arms, tmp_path: Path) -> None:
+def test_nan_bits_survive(judged: UnderTest, tmp_path: Path) -> None:
     odd = np.full((len(IDS), 4), np.nan, np.float32)
     odd.view(np.uint32)[:, 1] = 0xFFC12345
     odd[:, 2] = -np.inf
@@ -80,7 +80,7 @@ def test_nan_bits_survive(judged: Arms, tmp_path: Path) -> None:
         assert (tap.values["embedding", None].nan, tap.values["embedding", None].inf) == (3 * len(IDS), len(IDS))
 
 
-def test_a_dump_of_another_tool_needs_ids_and_a_model(judged: Arms, tmp_path: Path) -> None:
+def test_a_dump_of_another_tool_needs_ids_and_a_model(judged: UnderTest, tmp_path: Path) -> None:
     ours = dumped(tmp_path / "d", judged.candidate, "aprt")
     (tmp_path / "d" / MANIFEST).unlink()
     residual = tmp_path / "d" / "layer-1" / "post_ffn_residual.bin"
@@ -115,7 +115,7 @@ APRT_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("code", APRT_DAMAGE)
 @pytest.mark.parametrize("manifest", [True, False])
-def test_damaged_aprt(code: str, manifest: bool, judged: Arms, tmp_path: Path) -> None:
+def test_damaged_aprt(code: str, manifest: bool, judged: UnderTest, tmp_path: Path) -> None:
     dumped(tmp_path / "d", judged.candidate, "aprt")
     path = tmp_path / "d" / "layer-1" / "qkv_bias.bin"
     path.write_bytes(APRT_DAMAGE[code](path.read_bytes()))
@@ -150,7 +150,7 @@ NPY_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("code", NPY_DAMAGE)
-def test_damaged_npy(code: str, judged: Arms, tmp_path: Path) -> None:
+def test_damaged_npy(code: str, judged: UnderTest, tmp_path: Path) -> None:
     dumped(tmp_path / "d", judged.candidate)
     path = tmp_path / "d" / "layer-1" / "ffn_up.npy"
     path.write_bytes(NPY_DAMAGE[code](path.read_bytes()))
@@ -195,7 +195,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("field", HOSTILE)
-def test_hostile_manifests(field: str, judged: Arms, tmp_path: Path) -> None:
+def test_hostile_manifests(field: str, judged: UnderTest, tmp_path: Path) -> None:
     dumped(tmp_path / "d", judged.candidate)
     path = tmp_path / "d" / MANIFEST
     said = json.loads(path.read_text())
@@ -207,13 +207,13 @@ def test_hostile_manifests(field: str, judged: Arms, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"ids": [1], "ids": [2]}', '{"ids": NaN}', "[" * 5000, "\udcff"])
-def test_a_manifest_that_is_no_json(text: str, judged: Arms, tmp_path: Path) -> None:
+def test_a_manifest_that_is_no_json(text: str, judged: UnderTest, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(text, errors="surrogateescape")
     with pytest.raises(FormatError, match="bad-json"):
         read(tmp_path)
 
 
-def test_files_that_are_missing_or_no_files(judged: Arms, tmp_path: Path) -> None:
+def test_files_that_are_missing_or_no_files(judged: UnderTest, tmp_path: Path) -> None:
     found = dumped(tmp_path / "d", judged.candidate)
     (tmp_path / "d" / "logits.npy").unlink()
     with pytest.raises(FormatError, match="no-file"):
@@ -228,7 +228,7 @@ def test_files_that_are_missing_or_no_files(judged: Arms, tmp_path: Path) -> Non
         read(tmp_path / "nowhere")
 
 
-def test_only_a_dump_is_replaced_and_only_if_asked(judged: Arms, tmp_path: Path) -> None:
+def test_only_a_dump_is_replaced_and_only_if_asked(judged: UnderTest, tmp_path: Path) -> None:
     dumped(tmp_path / "d", judged.candidate)
     with pytest.raises(InputError, match="--force"):
         dumped(tmp_path / "d", judged.candidate)
@@ -245,7 +245,7 @@ def test_only_a_dump_is_replaced_and_only_if_asked(judged: Arms, tmp_path: Path)
         dumped(tmp_path / "d", judged.truth, force=True)
 
 
-def test_what_goes_wrong_leaves_nothing(judged: Arms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_leaves_nothing(judged: UnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dumped(tmp_path / "d", judged.candidate)
 
     class Interrupted(Exception):

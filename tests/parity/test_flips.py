@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.parity import flips
 from assay.parity.divergence import LEAK, TOP, Divergence, block_bootstrap, divergence, log_softmax, statistics
 from assay.parity.flips import Positions, account, poisson_binomial
@@ -42,21 +42,21 @@ def test_unequal_probabilities_by_enumeration() -> None:
 
 
 def test_a_tie_without_noise_is_no_certainty_and_a_lead_without_noise_is() -> None:
-    leads, sigmas = np.array([[0.0, 9.0], [1.0, 1.0]]), np.zeros((2, 2))
-    np.testing.assert_array_equal(flip_probability(leads, sigmas, 4), [0.5, 0.0])
+    gaps, sigmas = np.array([[0.0, 9.0], [1.0, 1.0]]), np.zeros((2, 2))
+    np.testing.assert_array_equal(flip_probability(gaps, sigmas, 4), [0.5, 0.0])
 
 
 def drawn(n: int, scale: float = 1.0, seed: int = 1) -> Positions:
     """Positions whose candidate's noise is ``scale`` times the noise from which sigma was estimated (4 runs)."""
     rng = np.random.default_rng(seed)
-    leads = rng.exponential(2.0, (n, 1))
+    gaps = rng.exponential(2.0, (n, 1))
     true_sigma = np.exp(rng.normal(-1, 0.5, (n, 1)))
     variances = np.square(true_sigma * rng.standard_normal((n, 4))).mean(1, keepdims=True)
     sigmas, freedom = moderated(variances, 4)
     moved = scale * true_sigma[:, 0] * rng.standard_normal(n)
     zeros = np.zeros(n)
-    return Positions(zeros, leads[:, 0], sigmas[:, 0], flip_probability(leads, sigmas, freedom),
-                     leads[:, 0] + moved < 0, moved, Divergence(zeros, zeros, zeros, zeros))  # fmt: skip
+    return Positions(zeros, gaps[:, 0], sigmas[:, 0], flip_probability(gaps, sigmas, freedom),
+                     gaps[:, 0] + moved < 0, moved, Divergence(zeros, zeros, zeros, zeros))  # fmt: skip
 
 
 def test_variances_lend_one_another_what_they_have_in_common() -> None:
@@ -156,7 +156,7 @@ def test_a_next_token_that_was_not_named_is_not_counted() -> None:
     assert "ppl_truth" not in statistics(shown) and "ppl_truth" in statistics(divergence(exact, named, [6, 7]))
 
 
-def test_the_oracle_against_itself(judged: Arms, declared: Precision) -> None:
+def test_the_oracle_against_itself(judged: UnderTest, declared: Precision) -> None:
     found = flips.teacher_forced(judged.truth, judged.oracle, judged.candidate, IDS, declared,
                                  n_vocab=len(judged.file.vocabulary))  # fmt: skip
     counted = account(found)
@@ -165,22 +165,22 @@ def test_the_oracle_against_itself(judged: Arms, declared: Precision) -> None:
     assert 0.05 < counted.noise < 1.5
 
 
-def test_an_error_that_flips_nothing_shows_in_the_leads(judged: Arms, declared: Precision) -> None:
-    """A gain too large by a thousandth: no token flips, and every lead moves further than f32 moves it."""
+def test_an_error_that_flips_nothing_shows_in_the_logit_gaps(judged: UnderTest, declared: Precision) -> None:
+    """A gain too large by a thousandth: no token flips, and every logit gap moves further than f32 moves it."""
     off = Planted(judged.candidate, ("ffn_norm", 1), lambda x: x * 1.001)
     counted = account(flips.teacher_forced(judged.truth, judged.oracle, off, IDS, declared,
                                            n_vocab=len(judged.file.vocabulary)))  # fmt: skip
     assert counted.observed == 0 and counted.noise > 100 and of_flips(counted, declared) == Verdict.BUG
 
 
-def test_reading_one_by_one_is_the_same_sample(judged: Arms, declared: Precision) -> None:
+def test_reading_one_by_one_is_the_same_sample(judged: UnderTest, declared: Precision) -> None:
     whole, single = (flips.teacher_forced(judged.truth, judged.oracle, judged.candidate, IDS, declared, read=read,
                                           n_vocab=len(judged.file.vocabulary)).divergence.kl
                      for read in (flips.by_prefill, flips.by_decode))  # fmt: skip
     assert single.max() < 1e-10 and whole.max() < 1e-10
 
 
-def test_a_fault_that_only_logits_show_is_found_in_the_tokens(judged: Arms, declared: Precision) -> None:
+def test_a_fault_that_only_logits_show_is_found_in_the_tokens(judged: UnderTest, declared: Precision) -> None:
     """A token's row raised far enough to win everywhere."""
     loud = Planted(judged.candidate, ("logits", None), lambda x: x + 100 * (np.arange(x.shape[1]) == 99))
     counted = account(flips.teacher_forced(judged.truth, judged.oracle, loud, IDS, declared,

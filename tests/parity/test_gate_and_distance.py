@@ -1,4 +1,4 @@
-"""The same-sample gate refuses what must not be compared; distances say what they promise."""
+"""The same-sample check refuses what must not be compared; distances say what they promise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import assay.reference.model
 from assay.formats import SampleError, open_model
 from assay.formats.contract.engine import Prompt
 from assay.goldens import BUILTIN
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.parity import stages
 from assay.parity.bisect import Finding
 from assay.parity.distance import distance
@@ -51,16 +51,16 @@ def test_the_incidents_statistics_are_refused() -> None:
         check_shapes("ffn_swiglu", 3, np.zeros((7, 8))[:1], np.zeros((1, 112)))
 
 
-def test_an_engine_that_shows_fewer_positions_is_refused(judged: Arms, truth: stages.Activations) -> None:
+def test_an_engine_that_shows_fewer_positions_is_refused(judged: UnderTest, truth: stages.Activations) -> None:
     class Cut:
         def forward(self, ids: Any, tap: Any = None) -> np.ndarray:
             return judged.candidate.forward(ids, lambda stage, layer, a: (tap(stage, layer, a[-1:]), a)[1])
 
     with pytest.raises(SampleError, match="1 positions and 12"):
-        stages.inherited(Cut(), IDS, truth)  # type: ignore[arg-type]
+        stages.accumulated(Cut(), IDS, truth)  # type: ignore[arg-type]
 
 
-def test_a_template_of_its_own_is_refused(judged: Arms) -> None:
+def test_a_template_of_its_own_is_refused(judged: UnderTest) -> None:
     class Twice:
         """Wraps what is wrapped already, as the incident's engine did."""
 
@@ -75,7 +75,7 @@ def test_a_template_of_its_own_is_refused(judged: Arms) -> None:
         replace(judged, candidate=Twice()).sample("What is 2+2?", None, chat=True)
 
 
-def test_a_tokenizer_of_its_own_is_refused(judged: Arms) -> None:
+def test_a_tokenizer_of_its_own_is_refused(judged: UnderTest) -> None:
     class Greedy:
         def __getattr__(self, name: str) -> Any:
             return getattr(judged.candidate, name)
@@ -153,11 +153,11 @@ def one_by_one(x: np.ndarray, weights: Weights, name: str, arith: Arithmetic) ->
 
 
 def test_sums_added_one_by_one_are_what_the_noise_stands_for(
-    judged: Arms, truth: stages.Activations, limits: stages.Floor, monkeypatch: pytest.MonkeyPatch
+    judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assay.reference.model, "linear", one_by_one)
     products = [key for key in truth if key[0].endswith(("_proj", "_out", "_gate", "_up", "logits"))]
-    own = stages.own(judged.oracle, IDS, truth)
+    own = stages.local(judged.oracle, IDS, truth)
     ratios = [own[key].relative_l2 / limits[key]["relative_l2"] for key in products]
     assert len(products) == 7 * 4 + 1 and min(ratios) > 0.3 and max(ratios) < 1.5, ratios
     squares = np.square(np.float32(truth["attn_norm", 1]))
@@ -211,9 +211,9 @@ def test_verdicts_that_no_engine_here_earns() -> None:
     assert of_stages(nothing, None) == Verdict.UNCALIBRATED
     counted = Account(1000, 20.0, 60, 1e-9, (), 1.0, 0.94, 0.0, 0.0)
     assert of_flips(counted, declared) == Verdict.BUG, "too many flips, each of them explained"
-    assert of_flips(counted._replace(observed=2), declared) == Verdict.NOISE, "fewer than expected is no fault"
+    assert of_flips(counted._replace(observed=2), declared) == Verdict.NOISE, "fewer than expected is not a fault"
     counted = counted._replace(observed=20, p_value=1.0)
-    assert of_flips(counted._replace(noise=4.1), declared) == Verdict.BUG, "leads moved too far"
+    assert of_flips(counted._replace(noise=4.1), declared) == Verdict.BUG, "logit gaps moved too far"
     assert of_flips(counted._replace(noise=np.nan), declared) == Verdict.NOISE
 
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.parity import stages
 from assay.parity.bisect import bisect
 from assay.parity.junit import Case, Outcome, junit, stage_cases, token_case
@@ -49,7 +49,7 @@ def test_any_text_makes_a_well_formed_file() -> None:
 
 @pytest.mark.parametrize("name", ["a gain too large by a hundred-thousandth", "an infinity", "one vocabulary row"])
 def test_a_planted_fault_fails_at_its_site_only(
-    name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor
+    name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
 ) -> None:
     (stage, layer), change = FAULTS[name]
     finding = bisect(Planted(judged.candidate, (stage, layer), change), IDS, truth, limits)
@@ -58,12 +58,14 @@ def test_a_planted_fault_fails_at_its_site_only(
     (case,) = (case for case in suite.findall("testcase") if len(case))
     assert case.attrib["classname"] == f"stages.{stage}"
     assert case.attrib["name"] == ("whole model" if layer is None else f"layer {layer}")
-    own, message = finding.own[stage, layer], case[0].attrib["message"]
+    own, message = finding.local[stage, layer], case[0].attrib["message"]
     assert f"position {own.position}, worst channel {own.channel}" in message and f"{finding.ratio:.3g} fl" in message
     assert ("infinite" in message) == (name == "an infinity")
 
 
-def test_what_was_not_decided_never_passes(judged: Arms, truth: stages.Activations, limits: stages.Floor) -> None:
+def test_what_was_not_decided_never_passes(
+    judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
+) -> None:
     right = bisect(judged.candidate, IDS, truth, limits)
     assert {case.outcome for case in stage_cases(right, limits, Verdict.NOISE)} == {Outcome.PASSED}
     suspect = stage_cases(right, limits, Verdict.REFERENCE_SUSPECT)

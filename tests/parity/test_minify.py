@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from assay.formats.contract.config import STAGES
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.parity import stages
-from assay.parity.bisect import SLACK
+from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.minify import Fault, Repro, alone, repro_of, worst
 from tests.planted import FAULTS, IDS, Planted
 
@@ -44,7 +44,7 @@ def imports(script: str) -> set[str]:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_planted_fault_is_shown_by_its_script(
-    name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor, tmp_path: Path
+    name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor, tmp_path: Path
 ) -> None:
     site, change = FAULTS[name]
     found = alone(Planted(judged.candidate, site, change), IDS, truth, site)
@@ -63,7 +63,7 @@ def test_every_planted_fault_is_shown_by_its_script(
 @pytest.mark.parametrize("layer", [0, 3])
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_equation_of_every_stage_is_the_oracles(
-    stage: str, layer: int, judged: Arms, truth: stages.Activations
+    stage: str, layer: int, judged: UnderTest, truth: stages.Activations
 ) -> None:
     """Element by element, in this process: both halves of a head, several heads, first and last position."""
     site = (stage, layer) if (stage, layer) in truth else (stage, None)
@@ -85,7 +85,7 @@ def test_numbers_that_are_none_come_first_and_the_pair_is_one_elements() -> None
     truth = np.array([[1.0, -1.0, 1.0], [100.0, 100.0, -100.0]])
     limits = {"relative_l2": 1e-9, "worst_position": 2e-9, "peak": 3e-9}
     found = truth + np.array([[0, 0.01, 0], [0.1, 0, 0]])  # 0.1 is more, but less of its position
-    assert worst(("q_proj", 0), found, truth, limits)[1:] == (0, 1, found[0, 1], SLACK * 3e-9)
+    assert worst(("q_proj", 0), found, truth, limits)[1:] == (0, 1, found[0, 1], TOLERANCE_FACTOR * 3e-9)
     found[1, 2] = np.nan
     assert worst(("q_proj", 0), found, truth, limits)[1:3] == (1, 2)
 
@@ -96,21 +96,21 @@ def test_an_error_that_only_the_whole_shows_is_beyond_the_elements_limit() -> No
     limits = {"relative_l2": 1e-7, "worst_position": 1e-6, "peak": 1e-5}
     found = truth * (1 + 5e-7)
     fault = worst(("q_proj", 0), found, truth, limits)
-    assert fault.limit == SLACK * 1e-7 < abs(fault.wrong - truth[fault.position, fault.channel])
+    assert fault.limit == TOLERANCE_FACTOR * 1e-7 < abs(fault.wrong - truth[fault.position, fault.channel])
 
 
-def test_an_earlier_fault_is_not_in_the_number(judged: Arms, truth: stages.Activations) -> None:
+def test_an_earlier_fault_is_not_in_the_number(judged: UnderTest, truth: stages.Activations) -> None:
     (earlier, change), (site, _) = FAULTS["a bias lost"], FAULTS["one block of a row too large by a thousandth"]
     both = alone(Planted(judged.candidate, earlier, change), IDS, truth, site)
     assert np.array_equal(both, alone(judged.candidate, IDS, truth, site))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_number_is_wrong(wrong: float, judged: Arms, truth: stages.Activations, tmp_path: Path) -> None:
+def test_what_is_no_number_is_wrong(wrong: float, judged: UnderTest, truth: stages.Activations, tmp_path: Path) -> None:
     code, said = run(repro_of(judged.file, IDS, truth, Fault(("ffn_up", 1), 3, 17, wrong, 1e-9), ""), tmp_path)
     assert code == 1 and np.array_equal(said["wrong"], wrong, equal_nan=True)
 
 
-def test_no_origin_can_become_code(judged: Arms, truth: stages.Activations, tmp_path: Path) -> None:
+def test_no_origin_can_become_code(judged: UnderTest, truth: stages.Activations, tmp_path: Path) -> None:
     fault = Fault(("ffn_up", 1), 3, 17, float(truth["ffn_up", 1][3, 17]), 1e-9)
     assert run(repro_of(judged.file, IDS, truth, fault, '"""\nraise SystemExit(9)\udcff\\'), tmp_path)[0] == 0

@@ -18,7 +18,8 @@ TOKENS = [Token("<script>", "alert('x')", 3.0, 0.1, 1e-9, False), Token("\n  a&b
 
 def drawn(**changes: Any) -> str:
     given: dict[str, Any] = {"title": "a <b>", "verdict": "BUG", "green": False, "reason": "at ffn_out of layer 1",
-                             "facts": {"file": "/tmp/<x>"}, "command": "assay parity '<'", "cells": CELLS, "slack": 4.0,
+                             "facts": {"file": "/tmp/<x>"}, "command": "assay parity '<'", "cells": CELLS,
+                             "tolerance": 4.0,
                              "tokens": TOKENS, "flips": "1 of 3"}  # fmt: skip
     return page(**(given | changes))
 

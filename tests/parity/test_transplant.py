@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from assay.formats.errors import NumericError, SampleError
-from assay.judging.engines_under_test import Arms
+from assay.judging.engines_under_test import UnderTest
 from assay.parity import stages
-from assay.parity.bisect import SLACK
+from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.precision import Precision, Tapped
 from assay.parity.sample import Sample
 from assay.parity.transplant import accuse, compared, demand_same
@@ -18,33 +18,37 @@ from tests.planted import FAULTS, IDS, Planted
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_named(name: str, judged: Arms, declared: Precision) -> None:
+def test_a_planted_fault_is_named(name: str, judged: UnderTest, declared: Precision) -> None:
     site, change = FAULTS[name]
     with np.errstate(all="ignore"):
         dump = dumped(Planted(judged.candidate, site, change))
     finding, _, reference = accuse(judged.truth, judged.oracle, IDS, dump, declared)
-    assert finding.site == site and finding.wrong == (site,) and finding.ratio > SLACK
-    assert finding.forwards == 0 and finding.logits_restored is None and reference < SLACK
+    assert finding.site == site and finding.wrong == (site,) and finding.ratio > TOLERANCE_FACTOR
+    assert finding.forwards == 0 and finding.logits_restored is None and reference < TOLERANCE_FACTOR
 
 
 def dumped(engine: Tapped) -> stages.Activations:
-    """What an engine shows, even if its logits are no numbers."""
+    """What an engine shows, even if its logits are not numbers."""
     shown: stages.Activations = {}
     with suppress(NumericError):
         engine.forward(IDS, lambda stage, layer, x: shown.setdefault((stage, layer), np.array(x)))
     return shown
 
 
-def test_a_right_dump_has_no_wrong_stage_also_where_stages_are_missing(judged: Arms, declared: Precision) -> None:
+def test_a_right_dump_has_no_wrong_stage_also_where_stages_are_missing(judged: UnderTest, declared: Precision) -> None:
     whole = dumped(judged.candidate)
     for stages_left in (set(whole), {key for key in whole if key[0] in ("attn_residual", "ffn_residual", "logits")},
                         {("ffn_residual", 3)}):  # fmt: skip
         dump = {key: x for key, x in whole.items() if key in stages_left}
         finding, floor, _ = accuse(judged.truth, judged.oracle, IDS, dump, declared)
-        assert set(finding.own) == set(floor) == stages_left and finding.site is None and finding.ratio < SLACK
+        assert (
+            set(finding.local) == set(floor) == stages_left
+            and finding.site is None
+            and finding.ratio < TOLERANCE_FACTOR
+        )
 
 
-def test_a_fault_at_a_missing_stage_counts_to_the_next(judged: Arms, declared: Precision) -> None:
+def test_a_fault_at_a_missing_stage_counts_to_the_next(judged: UnderTest, declared: Precision) -> None:
     site, change = FAULTS["query at the next position"]
     dump = dumped(Planted(judged.candidate, site, change))
     del dump[site]
@@ -52,14 +56,16 @@ def test_a_fault_at_a_missing_stage_counts_to_the_next(judged: Arms, declared: P
     assert finding.wrong == (("attention", 2),)
 
 
-def test_the_inherited_error_is_that_of_the_run(judged: Arms, truth: stages.Activations, declared: Precision) -> None:
+def test_the_inherited_error_is_that_of_the_run(
+    judged: UnderTest, truth: stages.Activations, declared: Precision
+) -> None:
     spoiled = Planted(judged.candidate, *FAULTS["residual added twice"])
     finding, _, _ = accuse(judged.truth, judged.oracle, IDS, dumped(spoiled), declared)
-    assert finding.inherited == stages.inherited(spoiled, IDS, truth)
-    assert finding.logits_before == finding.inherited["logits", None].relative_l2 > 0.01
+    assert finding.accumulated == stages.accumulated(spoiled, IDS, truth)
+    assert finding.logits_before == finding.accumulated["logits", None].relative_l2 > 0.01
 
 
-def test_stages_of_another_model(judged: Arms, declared: Precision) -> None:
+def test_stages_of_another_model(judged: UnderTest, declared: Precision) -> None:
     dump = dumped(judged.candidate)
     with pytest.raises(SampleError, match="attn_norm of layer 4"):
         accuse(judged.truth, judged.oracle, IDS, dump | {("attn_norm", 4): dump["attn_norm", 3]}, declared)
@@ -67,7 +73,7 @@ def test_stages_of_another_model(judged: Arms, declared: Precision) -> None:
         accuse(judged.truth, judged.oracle, IDS, dump | {("attn_norm", 3): dump["ffn_up", 3]}, declared)
 
 
-def test_two_dumps_side_by_side(judged: Arms) -> None:
+def test_two_dumps_side_by_side(judged: UnderTest) -> None:
     a, b = dumped(judged.candidate), dumped(judged.truth)
     assert all(one.equal and one.distance.relative_l2 == 0 for one in compared(a, a))
     rounded = {key: x.astype(np.float64) for key, x in a.items()}

@@ -18,12 +18,12 @@ import numpy as np
 
 from assay.engines import find, load
 from assay.formats import ModelFile, open_model
-from assay.judging.engines_under_test import Arms, ground
+from assay.judging.engines_under_test import UnderTest, baseline
 from assay.judging.judge import PATHS
 from assay.parity.divergence import Divergence
 from assay.parity.flips import Positions, account, joined, observe
 from assay.peers import running
-from assay.peers.judged import JudgedPeer
+from assay.peers.judged import ExternalEngine
 from tests.real.fast_agreement import CODE, PROSE, excerpts
 
 WINDOW = 256
@@ -43,18 +43,18 @@ def windows(model: Any, n: int) -> Iterator[tuple[str, list[int]]]:
 def measured(file: ModelFile, names: list[str], n: int, runs: int, done: set[tuple[int, str]]) -> Iterator[Any]:
     """(window, format, candidate, declared precision, positions) of everything that is not ``done``."""
     with ExitStack() as stack:
-        under = ground(file)
+        shared = baseline(file)
         candidates = {
-            name: JudgedPeer(stack.enter_context(running(name, file.path, context=WINDOW + 8)), file, "")
+            name: ExternalEngine(stack.enter_context(running(name, file.path, context=WINDOW + 8)), file, "")
             if name == "llama.cpp" else load(file, engine="accel", arith=CANDIDATES[name][0]) for name in names
         }  # fmt: skip
-        for i, (form, ids) in enumerate(windows(under.truth, n)):
+        for i, (form, ids) in enumerate(windows(shared.truth, n)):
             for name in names:
                 if (i, name) not in done:
-                    judged, path = Arms(under, candidates[name]), CANDIDATES[name][1]
+                    judged, path = UnderTest(shared, candidates[name]), CANDIDATES[name][1]
                     declared = judged.declared(1 if path == "decode" else len(ids))
                     assert declared is not None
-                    predicted = under.prediction(ids, declared, runs, seed=i * runs)
+                    predicted = shared.prediction(ids, declared, runs, seed=i * runs)
                     found = PATHS[path](candidates[name], ids)[:, : len(file.vocabulary)]
                     yield i, form, name, declared.name, observe(predicted, found, ids[1:])
 

@@ -3,7 +3,7 @@
 
 Speed and memory depend on shapes and storage types, not on what the weights say; a model that cannot be had is
 stood in for by one that speaks nonsense. Vocabulary, merges and chat template are those of a real file of the
-family; the storage types are the mixture that llama.cpp calls Q4_K_M (``llama-quant.cpp``, ggml-org/llama.cpp).
+family; the storage types are llama.cpp's quantization mix Q4_K_M (``llama-quant.cpp``, ggml-org/llama.cpp).
 
 The file is written in pieces of some megabytes under a temporary name, and renamed when complete.
 """
@@ -68,7 +68,7 @@ def config_of(shape: Shape) -> Config:
 
 
 def type_of(name: str, config: Config) -> str:
-    """Storage type of a tensor in the Q4_K_M mixture.
+    """Storage type of a tensor in the Q4_K_M quantization mix.
 
     Six bits for the matrix that makes the logits, and for attn_v and ffn_down of half the layers: the first and
     last eighth and every third between. Rows that are not whole blocks of 256 fall back to blocks of 32.

@@ -21,7 +21,7 @@ import assay.reference.model
 from assay import engines
 from assay.engines import find, load
 from assay.formats import open_model
-from assay.judging.engines_under_test import Arms, ground
+from assay.judging.engines_under_test import UnderTest, baseline
 from assay.judging.judge import judge_flips, judge_free_run, judge_stages, written
 from assay.parity.flips import account, observe
 from assay.parity.verdict import Verdict, of_flips
@@ -62,47 +62,47 @@ def computing(product: Any) -> Iterator[None]:
         assay.reference.model.linear = linear
 
 
-def sample(arms: Arms, rng: np.random.Generator) -> list[int]:
+def sample(under_test: UnderTest, rng: np.random.Generator) -> list[int]:
     """An excerpt of 1 to 64 tokens, half of them as a user's message."""
     text = (CODE, PROSE)[rng.integers(2)]
     at, n = int(rng.integers(len(text) - 600)), int(rng.integers(1, 65))
     chat = bool(rng.integers(2))
-    return arms.sample(text[at : at + 400], None, chat)[:n]
+    return under_test.sample(text[at : at + 400], None, chat)[:n]
 
 
-def in_chunks(arms: Arms, ids: list[int], rng: np.random.Generator) -> Verdict:
+def in_chunks(under_test: UnderTest, ids: list[int], rng: np.random.Generator) -> Verdict:
     """The last position of each chunk, chunks of random length."""
-    declared = arms.declared(1)
+    declared = under_test.declared(1)
     assert declared is not None
     ends, rows, cache = np.unique([*rng.integers(1, len(ids) + 1, 3), len(ids)]), [], None
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        logits, cache = arms.candidate.prefill(ids[start:end], cache)
-        rows.append(np.array(logits)[: len(arms.file.vocabulary)])
-    predicted = arms.ground.prediction(ids, declared, RUNS)
+        logits, cache = under_test.candidate.prefill(ids[start:end], cache)
+        rows.append(np.array(logits)[: len(under_test.file.vocabulary)])
+    predicted = under_test.baseline.prediction(ids, declared, RUNS)
     some = predicted._replace(**{name: getattr(predicted, name)[ends - 1] for name in predicted._fields})
     return of_flips(account(observe(some, np.stack(rows))), declared)
 
 
-def by_stages(arms: Arms, ids: list[int], path: str) -> tuple[Verdict, float]:
+def by_stages(under_test: UnderTest, ids: list[int], path: str) -> tuple[Verdict, float]:
     """Verdict and worst ratio."""
-    found = judge_stages(arms, ids, path, RUNS, quiet)
+    found = judge_stages(under_test, ids, path, RUNS, quiet)
     assert found is not None
     return found.verdict, found.finding.ratio
 
 
-def by_tokens(arms: Arms, ids: list[int], path: str) -> tuple[Verdict, float]:
-    """Verdict and how far leads moved."""
-    positions = judge_flips(arms, ids, path, RUNS, quiet)
+def by_tokens(under_test: UnderTest, ids: list[int], path: str) -> tuple[Verdict, float]:
+    """Verdict and how far logit gaps moved."""
+    positions = judge_flips(under_test, ids, path, RUNS, quiet)
     assert positions is not None
     counted = account(positions)
-    return of_flips(counted, arms.declared(1 if path == "decode" else len(ids))), counted.noise
+    return of_flips(counted, under_test.declared(1 if path == "decode" else len(ids))), counted.noise
 
 
-def in_a_batch(arms: Arms, ids: list[int], others: Sequence[list[int]]) -> tuple[Verdict, float]:
+def in_a_batch(under_test: UnderTest, ids: list[int], others: Sequence[list[int]]) -> tuple[Verdict, float]:
     """What is written beside others."""
-    found = judge_free_run(arms, ids, 8, RUNS, quiet, lambda ids, n: written(
-        engines.generate_batch(arms.candidate, [*others, ids], max_tokens=n)[-1]))  # fmt: skip
-    return of_flips(found, arms.declared(1)), found.noise if found else np.nan
+    found = judge_free_run(under_test, ids, 8, RUNS, quiet, lambda ids, n: written(
+        engines.generate_batch(under_test.candidate, [*others, ids], max_tokens=n)[-1]))  # fmt: skip
+    return of_flips(found, under_test.declared(1)), found.noise if found else np.nan
 
 
 def main() -> None:
@@ -113,33 +113,36 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     file, rng = open_model(find(options.model)), np.random.default_rng(options.seed)
-    under = ground(file)
+    shared = baseline(file)
     candidates = []
     for engine, arith in CANDIDATES:
         model = load(file, engine=engine, arith=arith)
         if engine == "reference":
-            model.weights = under.truth.weights
-        candidates.append((f"{engine} {arith}", Arms(under, model)))
+            model.weights = shared.truth.weights
+        candidates.append((f"{engine} {arith}", UnderTest(shared, model)))
     serial, other = (("reference f32, sums one by one", one_by_one), ("reference f32, other order", shuffled))
     verdicts: Counter[str] = Counter()
     worst: dict[str, list[float]] = defaultdict(list)
     for i in range(options.number):
-        name, arms = candidates[i % len(candidates)]
+        name, under_test = candidates[i % len(candidates)]
         how = i // len(candidates) % 7
-        ids = sample(arms, rng)
+        ids = sample(under_test, rng)
         if how < 2:
-            what, (verdict, near) = "stages", by_stages(arms, ids, ("prefill", "decode")[how])
+            what, (verdict, near) = "stages", by_stages(under_test, ids, ("prefill", "decode")[how])
         elif how < 4:
-            what, (verdict, near) = "tokens", by_tokens(arms, ids, ("prefill", "decode")[how - 2])
+            what, (verdict, near) = "tokens", by_tokens(under_test, ids, ("prefill", "decode")[how - 2])
         elif how == 4:
-            what, verdict, near = "chunks", in_chunks(arms, ids, rng), np.nan
+            what, verdict, near = "chunks", in_chunks(under_test, ids, rng), np.nan
         elif how == 5:
-            what, (verdict, near) = "batch", in_a_batch(arms, ids[:24], [sample(arms, rng)[:9] for _ in range(2)])
+            what, (verdict, near) = (
+                "batch",
+                in_a_batch(under_test, ids[:24], [sample(under_test, rng)[:9] for _ in range(2)]),
+            )
         else:
             name, product = (serial, other)[i % 2]
             declared = candidates[2][1].declared(len(ids))
             assert declared is not None
-            under.floor(ids, declared, RUNS)  # of the usual product
+            shared.noise_floor(ids, declared, RUNS)  # of the usual product
             with computing(product):
                 what, (verdict, near) = "stages", by_stages(candidates[2][1], ids, "prefill")
         verdicts[verdict] += 1

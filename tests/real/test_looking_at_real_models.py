@@ -13,8 +13,8 @@ import pytest
 
 pytestmark = pytest.mark.real
 MOST_RSS = 500_000_000
-"""Bytes. The interpreter, NumPy and a vocabulary of 151,936 take 190 MB here; the lots of two threads a few MB, and of
-the mapped file 64 MB may be resident before they are given back. The larger file has 1.1 GB."""
+"""Bytes. The interpreter, NumPy and a vocabulary of 151,936 take 190 MB here; the chunks of two threads a few MB, and
+of the mapped file 64 MB may be resident before they are given back. The larger file has 1.1 GB."""
 
 
 WITH_PEAK = """
@@ -42,7 +42,7 @@ def test_validate_passes_in_bounded_memory(model: str, request: pytest.FixtureRe
     path: Path = request.getfixturevalue(model)
     code, facts, peak = measured("validate", str(path))
     assert code == 0
-    unusual = {gate["name"]: gate["verdict"] for gate in facts["gates"] if gate["verdict"] != "PASS"}
+    unusual = {check["name"]: check["verdict"] for check in facts["checks"] if check["verdict"] != "PASS"}
     assert unusual == {"structure.checksum": "SKIPPED"}  # GGUF has none
     assert peak < MOST_RSS
 

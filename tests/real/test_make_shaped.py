@@ -63,7 +63,7 @@ def test_the_oracle_reads_it(tiny: Path) -> None:
     ("shape", "published"),  # Q4_K_M of bartowski/ and ThomasBaruzier/Qwen2.5-{7B,14B}-Instruct-GGUF, Hugging Face
     [("7b", 4_683_073_632), ("14b", 8_988_110_944)],
 )
-def test_the_mixture_of_types_has_the_size_of_the_real_one(shape: str, published: int) -> None:
+def test_the_mix_of_types_has_the_size_of_the_real_one(shape: str, published: int) -> None:
     """Whole files are published; what is not weights, 152,064 tokens and their merges mostly, takes 5.95 MB."""
     config = make_shaped.config_of(make_shaped.SHAPES[shape])
     weights = sum(make_shaped.nbytes(name, config) for name in tensor_shapes(config))

@@ -6,10 +6,10 @@ import pytest
 
 from assay.engines import find
 from assay.formats import open_model
-from assay.judging.engines_under_test import Arms, arms, opened
+from assay.judging.engines_under_test import UnderTest, engines_under_test, opened
 from assay.judging.judge import judge_flips, judge_stages
 from assay.parity import stages
-from assay.parity.bisect import SLACK, bisect
+from assay.parity.bisect import TOLERANCE_FACTOR, bisect
 from assay.parity.distance import distance
 from assay.parity.flips import account
 from assay.parity.verdict import Verdict, of_flips
@@ -29,44 +29,44 @@ SHORT = "def fib(n):\n    if n <"
 ])  # fmt: skip
 def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: str, chat: bool,
                                                             verdict: Verdict) -> None:  # fmt: skip
-    judged = arms(open_model(find(MODEL)), "accel", arith)
+    judged = engines_under_test(open_model(find(MODEL)), "accel", arith)
     found = judge_stages(judged, judged.sample(SHORT, None, chat), path, 4, quiet)
     assert found is not None and found.verdict == verdict, found and (found.finding.site, found.finding.ratio)
     assert found.untouched == 0, "taps that change nothing change the logits"
-    for distances in (found.finding.own, found.finding.inherited):
+    for distances in (found.finding.local, found.finding.accumulated):
         assert all(0.5 <= d.std_ratio <= 2.0 and d.n_bad == 0 for d in distances.values())
 
 
 @pytest.fixture(scope="module")
-def judged() -> Arms:
-    return arms(open_model(find(MODEL)), "accel", "f32")
+def judged() -> UnderTest:
+    return engines_under_test(open_model(find(MODEL)), "accel", "f32")
 
 
 @pytest.fixture(scope="module")
-def truth(judged: Arms) -> stages.Activations:
+def truth(judged: UnderTest) -> stages.Activations:
     return stages.capture(judged.truth, IDS)
 
 
 @pytest.fixture(scope="module")
-def limits(judged: Arms, truth: stages.Activations) -> stages.Floor:
+def limits(judged: UnderTest, truth: stages.Activations) -> stages.NoiseFloor:
     declared = judged.declared(len(IDS))
     assert declared is not None
-    return stages.floor(judged.oracle, IDS, truth, declared)
+    return stages.noise_floor(judged.oracle, IDS, truth, declared)
 
 
 @pytest.fixture(scope="module")
-def clean(judged: Arms, truth: stages.Activations) -> float:
+def clean(judged: UnderTest, truth: stages.Activations) -> float:
     """How far the right engine's logits are from the truth. Some faults move them less, and are named all the same."""
     return distance(judged.candidate.forward(IDS), truth["logits", None]).relative_l2
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", list(FAULTS)[::3])
-def test_a_planted_fault_is_named(name: str, judged: Arms, truth: stages.Activations, limits: stages.Floor,
+def test_a_planted_fault_is_named(name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor,
                                   clean: float) -> None:  # fmt: skip
     site, change = FAULTS[name]
     finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
-    assert finding.wrong == (site,) and finding.ratio > SLACK and finding.forwards <= 6
+    assert finding.wrong == (site,) and finding.ratio > TOLERANCE_FACTOR and finding.forwards <= 6
     assert finding.logits_restored is not None and finding.logits_restored < 3 * clean
 
 
@@ -84,7 +84,7 @@ def test_llama_cpp_drifts_as_its_arithmetic_says() -> None:
 @pytest.mark.real
 def test_the_first_token_of_chatml_is_as_far_off_as_eight_bits_put_it() -> None:
     """On the 1.5B by nats, in every engine of that arithmetic: no fault, and the floor has to know it."""
-    judged = arms(open_model(find("qwen2.5-coder-1.5b")), "accel", "fast")
+    judged = engines_under_test(open_model(find("qwen2.5-coder-1.5b")), "accel", "fast")
     ids = judged.sample(SHORT, None, chat=True)[:2]
     found = judge_stages(judged, ids, "decode", 2, quiet)
     assert found is not None and found.verdict == Verdict.DRIFT, found and (found.finding.site, found.finding.ratio)

@@ -1,4 +1,4 @@
-"""One gate's answer."""
+"""One check's answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PASS, WARN, FAIL, SKIPPED = "PASS", "WARN", "FAIL", "SKIPPED"
 
 
 @dataclass(frozen=True)
-class Gate:
+class Check:
     """A verdict and what it rests on."""
 
     name: str
@@ -24,12 +24,12 @@ class Gate:
 
 
 def judged(name: str, measured: int | float | str, limit: str, why: str, *, fail: Sequence[str] = (),
-           warn: Sequence[str] = ()) -> Gate:  # fmt: skip
+           warn: Sequence[str] = ()) -> Check:  # fmt: skip
     """FAIL if there is a culprit in ``fail``, else WARN if in ``warn``, else PASS."""
     verdict = FAIL if fail else WARN if warn else PASS
-    return Gate(name, verdict, measured, limit, why, (*fail, *warn))
+    return Check(name, verdict, measured, limit, why, (*fail, *warn))
 
 
-def skipped(name: str, limit: str, why: str) -> Gate:
+def skipped(name: str, limit: str, why: str) -> Check:
     """Nothing could be measured."""
-    return Gate(name, SKIPPED, None, limit, why)
+    return Check(name, SKIPPED, None, limit, why)

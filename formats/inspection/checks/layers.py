@@ -1,4 +1,4 @@
-"""Gates that hold a layer against the others: copies, and numbers of another size.
+"""Checks that hold a layer against the others: copies, and numbers of another size.
 
 How far a tensor's root mean square may lie from the median over the layers of its role. Largest factors measured in
 Qwen2.5-Coder 0.5B and 1.5B (either direction): matrices 3.4, norm gains 23 (layer 0), biases 105 (keys of layer 0;
@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 
-from assay.formats.inspection.checks.check import Gate, judged, skipped
+from assay.formats.inspection.checks.check import Check, judged, skipped
 from assay.formats.inspection.stats import TensorStats
 from assay.formats.qwen2.tensor_names import role_and_layer
 
@@ -20,7 +20,7 @@ LEAST_LAYERS = 4
 """Of fewer, one odd layer moves the median itself."""
 
 
-def gates(stats: Mapping[str, TensorStats]) -> Iterator[Gate]:
+def checks(stats: Mapping[str, TensorStats]) -> Iterator[Check]:
     roles: dict[str, dict[int, TensorStats]] = {}
     for name, one in stats.items():
         role, layer = role_and_layer(name)
@@ -30,7 +30,7 @@ def gates(stats: Mapping[str, TensorStats]) -> Iterator[Gate]:
     yield _outliers(roles)
 
 
-def _duplicates(roles: Mapping[str, Mapping[int, TensorStats]]) -> Gate:
+def _duplicates(roles: Mapping[str, Mapping[int, TensorStats]]) -> Check:
     limit, name = "0 copies", "layers.duplicates"
     if not any(len(layers) > 1 for layers in roles.values()):
         return skipped(name, limit, "fewer than two layers")
@@ -44,7 +44,7 @@ def _duplicates(roles: Mapping[str, Mapping[int, TensorStats]]) -> Gate:
                   fail=copies)  # fmt: skip
 
 
-def _outliers(roles: Mapping[str, Mapping[int, TensorStats]]) -> Gate:
+def _outliers(roles: Mapping[str, Mapping[int, TensorStats]]) -> Check:
     name, limit = "layers.outliers", "<= 1 time the limit of its kind"
     worst, fail, warn = 0.0, [], []
     for role, layers in roles.items():

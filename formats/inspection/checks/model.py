@@ -1,4 +1,4 @@
-"""Gates on what the file says of its model: hyper-parameters that a real one has, and exactly its tensors."""
+"""Checks on what the file says of its model: hyper-parameters that a real one has, and exactly its tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from assay.formats import blocks
 from assay.formats.containers.base import Container
 from assay.formats.contract.config import tensor_shapes
-from assay.formats.inspection.checks.check import Gate, judged, skipped
+from assay.formats.inspection.checks.check import Check, judged, skipped
 from assay.formats.qwen2.description import Qwen2
 
 LEAST_THETA = 1e5
@@ -25,7 +25,7 @@ _LIMITS = {
 }
 
 
-def gates(container: Container, qwen2: Qwen2 | None, refusal: str) -> Iterator[Gate]:
+def checks(container: Container, qwen2: Qwen2 | None, refusal: str) -> Iterator[Check]:
     yield judged("model.qwen2", refusal or "qwen2", "a Qwen2 model with plausible hyper-parameters",
                  "what the file says must be read without a guess", fail=[refusal] if refusal else [])  # fmt: skip
     if qwen2 is None:
@@ -44,7 +44,7 @@ def gates(container: Container, qwen2: Qwen2 | None, refusal: str) -> Iterator[G
     yield from _tensors(container, qwen2)
 
 
-def _theta(qwen2: Qwen2) -> Gate:
+def _theta(qwen2: Qwen2) -> Check:
     """10000 is the value that a converter puts in when it lost the file's. It is genuine only in models of a short
     context, as Qwen2.5-Math and the built-in one, and in what was distilled into the former: DeepSeek-R1-Distill-Qwen
     says so in its config, and claims a long context all the same."""
@@ -57,7 +57,7 @@ def _theta(qwen2: Qwen2) -> Gate:
                   fail=[] if distilled else low, warn=low if distilled else [])  # fmt: skip
 
 
-def _tensors(container: Container, qwen2: Qwen2) -> Iterator[Gate]:
+def _tensors(container: Container, qwen2: Qwen2) -> Iterator[Check]:
     expected = tensor_shapes(qwen2.config)
     missing = [name for name in expected if name not in qwen2.tensors]
     lost = sum(name.endswith(".bias") for name in missing)

@@ -1,4 +1,4 @@
-"""Gates on the container itself: what the reader noticed, what lies between the tensors, the checksums."""
+"""Checks on the container itself: what the reader noticed, what lies between the tensors, the checksums."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from assay.formats.containers.base import Container
 from assay.formats.errors import FormatError
 from assay.formats.inspection.byte_map import PADDING, sections
-from assay.formats.inspection.checks.check import Gate, judged, skipped
+from assay.formats.inspection.checks.check import Check, judged, skipped
 from assay.formats.system.atomic_file import Progress, quiet
 
 READ_AT_ONCE = 1 << 22
 
 
-def gates(container: Container, progress: Progress = quiet) -> Iterator[Gate]:
+def checks(container: Container, progress: Progress = quiet) -> Iterator[Check]:
     yield judged("structure.strict", len(container.warnings), "0 oddities",
                  "no current writer makes them; llama.cpp refuses some",
                  warn=container.warnings)  # fmt: skip
@@ -35,7 +35,7 @@ def _dirty_padding(container: Container) -> Iterator[tuple[int, int, int]]:
                 yield section.start, section.stop, count
 
 
-def _checksum(container: Container, progress: Progress) -> Gate:
+def _checksum(container: Container, progress: Progress) -> Check:
     name, limit = "structure.checksum", "computed = stored"
     try:
         checked = container.verify(progress)

@@ -1,11 +1,11 @@
-"""Gates on the vocabulary and the chat template: whether text can be encoded as in training."""
+"""Checks on the vocabulary and the chat template: whether text can be encoded as in training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from assay.formats.contract.vocabulary import CONTROL, NORMAL, Vocabulary
-from assay.formats.inspection.checks.check import Gate, judged, skipped
+from assay.formats.inspection.checks.check import Check, judged, skipped
 from assay.formats.qwen2.description import Qwen2
 
 MOST_PADDING = 1024
@@ -22,7 +22,7 @@ _LIMITS = {
 }
 
 
-def gates(qwen2: Qwen2 | None, knows_template: Callable[[str], bool] | None) -> Iterator[Gate]:
+def checks(qwen2: Qwen2 | None, knows_template: Callable[[str], bool] | None) -> Iterator[Check]:
     if qwen2 is None:
         for name, limit in _LIMITS.items():
             yield skipped(name, limit, "the file describes no Qwen2 model")
@@ -39,7 +39,7 @@ def gates(qwen2: Qwen2 | None, knows_template: Callable[[str], bool] | None) -> 
     yield _template(qwen2.chat_template, knows_template)
 
 
-def _rows(vocabulary: Vocabulary, n_rows: int) -> Gate:
+def _rows(vocabulary: Vocabulary, n_rows: int) -> Check:
     padding = n_rows - len(vocabulary)
     bad = [f"{len(vocabulary)} tokens, {n_rows} embedding rows"]
     return judged("vocabulary.rows", padding, _LIMITS["vocabulary.rows"],
@@ -53,7 +53,7 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
 
 
-def _bytes(vocabulary: Vocabulary) -> Gate:
+def _bytes(vocabulary: Vocabulary) -> Check:
     known = set(vocabulary.tokens)
     missing = [repr(token) for token in byte_alphabet() if token not in known]
     return judged("vocabulary.bytes", 256 - len(missing), _LIMITS["vocabulary.bytes"],
@@ -61,7 +61,7 @@ def _bytes(vocabulary: Vocabulary) -> Gate:
                   fail=missing)  # fmt: skip
 
 
-def _merges(vocabulary: Vocabulary) -> Gate:
+def _merges(vocabulary: Vocabulary) -> Check:
     known = set(vocabulary.tokens)
     broken = []
     for merge in vocabulary.merges:
@@ -77,9 +77,9 @@ def _merges(vocabulary: Vocabulary) -> Gate:
                   fail=broken, warn=[f"{twice} merges occur twice"] if twice else [])  # fmt: skip
 
 
-def _control(vocabulary: Vocabulary) -> Gate:
+def _control(vocabulary: Vocabulary) -> Check:
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
-    absent = [f"{token} is no token" for token in SPECIAL if token not in ids]
+    absent = [f"{token} is not a token" for token in SPECIAL if token not in ids]
     plain = [f"{token} is of kind {vocabulary.kinds[ids[token]]}" for token in SPECIAL
              if token in ids and vocabulary.kinds[ids[token]] != CONTROL]  # fmt: skip
     return judged("vocabulary.control", len(SPECIAL) - len(absent) - len(plain),
@@ -88,7 +88,7 @@ def _control(vocabulary: Vocabulary) -> Gate:
                   fail=plain, warn=absent)  # fmt: skip
 
 
-def _template(template: str | None, knows: Callable[[str], bool] | None) -> Gate:
+def _template(template: str | None, knows: Callable[[str], bool] | None) -> Check:
     limit = _LIMITS["chat.template"]
     if template is None:
         return judged("chat.template", "none", limit, "a base model has none; with it no chat is possible",

@@ -72,7 +72,7 @@ class Report:
 
 
 def compare(a: Container, b: Container, *, progress: Progress = quiet) -> Report:
-    """Compare two files; tensors are read in lots, so memory does not grow with them."""
+    """Compare two files; tensors are read in chunks, so memory does not grow with them."""
     ours, theirs = common_names(a.tensors), common_names(b.tensors)
     common = [name for name in ours if name in theirs]
     nbytes = {name: ours[name].nbytes + theirs[name].nbytes for name in common}

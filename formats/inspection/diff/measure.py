@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.formats.containers.base import Container, TensorInfo
-from assay.formats.inspection.row_chunks import PIECE, RELEASE_EVERY, lots, pieces
+from assay.formats.inspection.row_chunks import PIECE, RELEASE_EVERY, pieces, row_chunks
 from assay.formats.system.workers import Tick, no_tick
 
 
@@ -74,12 +74,12 @@ def difference(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo)
 
 
 def measure(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo, tick: Tick = no_tick) -> Measures:
-    """Walk through two tensors of one shape, lot by lot."""
+    """Walk through two tensors of one shape, chunk by chunk."""
     n = n_different = not_finite = 0
     max_abs, max_sum, worst = 0.0, 0.0, (0, 0)
     sums = np.zeros(5)
     nbytes, size = ours.nbytes + theirs.nbytes, max(math.prod(ours.shape), 1)
-    for left, right in zip(lots(a, ours.name), lots(b, theirs.name), strict=True):
+    for left, right in zip(row_chunks(a, ours.name), row_chunks(b, theirs.name), strict=True):
         x, y = left.values, right.values
         unlike = x != y
         finite = np.isfinite(x) & np.isfinite(y)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from assay.formats.containers.base import Container, TensorInfo
-from assay.formats.inspection.row_chunks import lots, matrix_shape
+from assay.formats.inspection.row_chunks import matrix_shape, row_chunks
 
 
 class Prints(NamedTuple):
@@ -36,11 +36,11 @@ def prints_of(container: Container, info: TensorInfo) -> Prints:
     """One pass over a `readable` tensor."""
     n_rows, n_columns = matrix_shape(info)
     rows, columns = np.zeros(n_rows, np.uint64), np.zeros(n_columns, np.uint64)
-    for lot in lots(container, info.name):
-        bits = (lot.values + np.float32(0)).view(np.uint32).astype(np.uint64)
-        rows[lot.rows] += (bits * multipliers(lot.columns.start, lot.columns.stop)).sum(axis=1, dtype=np.uint64)
-        by_row = multipliers(lot.rows.start, lot.rows.stop)[:, None]
-        columns[lot.columns] += (bits * by_row).sum(axis=0, dtype=np.uint64)
+    for chunk in row_chunks(container, info.name):
+        bits = (chunk.values + np.float32(0)).view(np.uint32).astype(np.uint64)
+        rows[chunk.rows] += (bits * multipliers(chunk.columns.start, chunk.columns.stop)).sum(axis=1, dtype=np.uint64)
+        by_row = multipliers(chunk.rows.start, chunk.rows.stop)[:, None]
+        columns[chunk.columns] += (bits * by_row).sum(axis=0, dtype=np.uint64)
     return Prints(rows, columns)
 
 

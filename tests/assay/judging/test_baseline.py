@@ -12,8 +12,8 @@ import pytest
 from assay import formats, parity, reference
 from assay.formats import open_model
 from assay.goldens import BUILTIN
-from assay.judging.baseline import Ground, code
-from assay.judging.engines_under_test import Arms, arms
+from assay.judging.baseline import Baseline, code
+from assay.judging.engines_under_test import UnderTest, engines_under_test
 from tests.planted import IDS
 
 
@@ -35,43 +35,43 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "assay" / "floors"
 
 
-def of_another_day(judged: Arms) -> tuple[Ground, Counting]:
+def of_another_day(judged: UnderTest) -> tuple[Baseline, Counting]:
     counting = Counting(judged.oracle)
-    return Ground(judged.truth, counting), counting
+    return Baseline(judged.truth, counting), counting
 
 
 def test_a_floor_is_measured_once(cached: Path) -> None:
-    judged = arms(open_model(BUILTIN), "reference", "f32")
+    judged = engines_under_test(open_model(BUILTIN), "reference", "f32")
     declared = judged.declared(len(IDS))
     assert declared is not None
     first, counting = of_another_day(judged)
-    floor, predicted = first.floor(IDS, declared, 2), first.prediction(IDS, declared, 2)
-    assert counting.asked == 4 and first.floor(IDS, declared, 2) is floor
+    floor, predicted = first.noise_floor(IDS, declared, 2), first.prediction(IDS, declared, 2)
+    assert counting.asked == 4 and first.noise_floor(IDS, declared, 2) is floor
     second, counting = of_another_day(judged)
-    assert second.floor(IDS, declared, 2) == floor and counting.asked == 0
+    assert second.noise_floor(IDS, declared, 2) == floor and counting.asked == 0
     again = second.prediction(IDS, declared, 2)
     assert all(np.array_equal(a, b) for a, b in zip(again, predicted, strict=True)) and counting.asked == 0
-    second.floor(IDS[:-1], declared, 2)
-    second.floor(IDS, declared, 4)
+    second.noise_floor(IDS[:-1], declared, 2)
+    second.noise_floor(IDS, declared, 4)
     second.prediction(IDS, declared, 2, seed=1)
-    second.floor(IDS, declared._replace(name="other"), 2)
+    second.noise_floor(IDS, declared._replace(name="other"), 2)
     assert counting.asked == 2 + 4 + 2 + 2 and len(list(cached.iterdir())) == 6
 
 
 @pytest.mark.parametrize("changed", ["weights", "source"])
 def test_of_other_weights_or_by_other_code_it_is_another_floor(cached: Path, changed: str,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    judged = arms(open_model(BUILTIN), "reference", "f32")
+    judged = engines_under_test(open_model(BUILTIN), "reference", "f32")
     declared = judged.declared(len(IDS))
     assert declared is not None
-    judged.ground.floor(IDS, declared, 2)
+    judged.baseline.noise_floor(IDS, declared, 2)
     other, counting = of_another_day(judged)
     if changed == "weights":
         assert judged.file.sha256 != "0" * 64
         monkeypatch.setitem(judged.file.__dict__, "sha256", "0" * 64)
     else:
         monkeypatch.setattr("assay.judging.baseline.code", lambda: "0" * 64)
-    other.floor(IDS, declared, 2)
+    other.noise_floor(IDS, declared, 2)
     assert counting.asked == 2 and len(list(cached.iterdir())) == 2
 
 
@@ -93,21 +93,21 @@ def test_every_package_that_makes_a_floor_counts(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("damage", [b"", b"no array", b"\x93NUMPY\x01\x00\xff\xff"])
 def test_a_damaged_floor_is_measured_anew(cached: Path, damage: bytes) -> None:
-    judged = arms(open_model(BUILTIN), "reference", "f32")
+    judged = engines_under_test(open_model(BUILTIN), "reference", "f32")
     declared = judged.declared(len(IDS))
     assert declared is not None
-    floor = judged.ground.floor(IDS, declared, 2)
+    floor = judged.baseline.noise_floor(IDS, declared, 2)
     (path,) = cached.iterdir()
     whole = path.read_bytes()
     for data in (damage, whole[:-8], whole[:80] + whole[80:].replace(whole[-8:], np.float64(np.nan).tobytes())):
         path.write_bytes(data)
-        ground, counting = of_another_day(judged)
-        assert ground.floor(IDS, declared, 2) == floor and counting.asked == 2 and path.read_bytes() == whole
+        baseline, counting = of_another_day(judged)
+        assert baseline.noise_floor(IDS, declared, 2) == floor and counting.asked == 2 and path.read_bytes() == whole
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(cached: Path) -> None:
     cached.parent.mkdir(parents=True)
     cached.write_text("a file where the folder should be")
-    judged = arms(open_model(BUILTIN), "reference", "f32")
+    judged = engines_under_test(open_model(BUILTIN), "reference", "f32")
     declared = judged.declared(len(IDS))
-    assert declared is not None and judged.ground.floor(IDS, declared, 2)
+    assert declared is not None and judged.baseline.noise_floor(IDS, declared, 2)

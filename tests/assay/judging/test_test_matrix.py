@@ -124,7 +124,7 @@ def test_all_is_well_and_without_a_floor_nothing_is(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_that_the_other_container_cannot_hold(ways: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the 0.5B's Q5_0 in APR: what was not judged is said, and is no cell."""
+    """As the 0.5B's Q5_0 in APR: what was not judged is said, and is not a cell."""
 
     def cannot(source: Any, target: Any) -> None:
         raise InputError("1 tensor in Q5_0 cannot be stored as it is", where="convert")

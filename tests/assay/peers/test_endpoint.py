@@ -19,7 +19,7 @@ from assay.formats import InputError, SampleError
 from assay.formats.errors import UNDECIDED
 from assay.goldens import BUILTIN
 from assay.peers import endpoint, running
-from assay.peers.endpoint import Endpoint, JudgedEndpoint, judged
+from assay.peers.endpoint import Endpoint, EndpointEngine, judged
 from tests.assay.command_line import assay
 from tests.assay.peers.endpoint_stand_in import (
     FILE,
@@ -77,7 +77,7 @@ def test_parts_of_characters_have_bytes_but_no_text(served: Server) -> None:
     some = {5: -0.5, PARTIAL[0]: -1.5}
     assert dict(served.says(choice(in_bytes(some))).named_tokens([1], 200)) == some
     for form in (in_texts, in_tokens):
-        row, _ = JudgedEndpoint(served.says(choice(form(some))), "ggml").prefill([1])
+        row, _ = EndpointEngine(served.says(choice(form(some))), "ggml").prefill([1])
         assert row[5] == -0.5 and np.isnan(row).sum() == len(row) - 1  # the rest of the probability is nobody's
 
 

@@ -10,7 +10,7 @@ import pytest
 from assay.formats import InputError, open_model
 from assay.goldens import BUILTIN
 from assay.peers import Peer
-from assay.peers.judged import JudgedPeer
+from assay.peers.judged import ExternalEngine
 from tests.assay.command_line import assay
 
 TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1)"
@@ -39,10 +39,10 @@ class Answering(Peer):
         return self.answer
 
 
-def answering(answer: Any) -> JudgedPeer:
+def answering(answer: Any) -> ExternalEngine:
     peer = Answering("llama.cpp", "", 0, 0.0)
     object.__setattr__(peer, "answer", answer)
-    return JudgedPeer(peer, open_model(BUILTIN), "1")
+    return ExternalEngine(peer, open_model(BUILTIN), "1")
 
 
 def naming(top: Any) -> dict[str, Any]:

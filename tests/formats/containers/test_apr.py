@@ -205,13 +205,13 @@ def test_numbers_agree_if_they_do_in_f32(read, alias):
 
 
 ACCESSES: dict[str, tuple[str, Any]] = {
-    "a bool is no integer": ("integer", True), "a float is no integer": ("integer", 24.0),
-    "text is no integer": ("integer", "24"), "a bool is no number": ("floating", False),
-    "an integer beyond any float": ("floating", 10**400), "an integer is no bool": ("boolean", 1),
-    "a string is no array": ("strings", "ab"), "an array of two kinds": ("strings", ["a", 1]),
-    "null in an array": ("strings", ["a", None]), "bools are no integers": ("integers", [1, True]),
-    "floats are no integers": ("integers", [1.0]), "an array is no object": ("table", []),
-    "an object is no string": ("string", {}),
+    "a bool is not an integer": ("integer", True), "a float is not an integer": ("integer", 24.0),
+    "text is not an integer": ("integer", "24"), "a bool is not a number": ("floating", False),
+    "an integer beyond any float": ("floating", 10**400), "an integer is not a bool": ("boolean", 1),
+    "a string is not an array": ("strings", "ab"), "an array of two kinds": ("strings", ["a", 1]),
+    "null in an array": ("strings", ["a", None]), "bools are not integers": ("integers", [1, True]),
+    "floats are not integers": ("integers", [1.0]), "an array is not an object": ("table", []),
+    "an object is not a string": ("string", {}),
 }  # fmt: skip
 
 

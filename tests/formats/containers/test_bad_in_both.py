@@ -105,7 +105,7 @@ CONTAINERS: dict[str, Bad] = {
     "nested 50 deep": nested(50), "nested 1,000 deep": nested(1000), "nested 50,000 deep": nested(50_000),
     "a value of no type": Bad(
         key(gguf.u32(13) + gguf.u32(1)), "bad-value-type", a(metadata=b'{"a":x}'), "bad-metadata"),
-    "a key that is no text": Bad(gguf.File([gguf.pair(b"\xff", gguf.scalar(gguf.U8, 1))]), "bad-name",
+    "a key that is not text": Bad(gguf.File([gguf.pair(b"\xff", gguf.scalar(gguf.U8, 1))]), "bad-name",
         a(metadata=b'{"\xff":1}'), "bad-metadata"),
     "dims whose product wraps to 4": shaped(211106198978564, 4194305, 4194305),
     "two dims of 2**40": shaped(2**40, 2**40),
@@ -138,7 +138,7 @@ CONTAINERS: dict[str, Bad] = {
     "one tensor twice": Bad(g(gguf.Tensor(), gguf.Tensor()), "duplicate-tensor",
         a(apr.Tensor(), apr.Tensor()), "duplicate-tensor"),
     "a name of no bytes": named("", "bad-name"), "a name with NUL": named("a\0b", "bad-name"),
-    "a name that is no text": named(b"\xff", "bad-name"), "a name too long": named("x" * 300, "bad-length"),
+    "a name that is not text": named(b"\xff", "bad-name"), "a name too long": named("x" * 300, "bad-length"),
     "a name that does not end": Bad(g(gguf.Tensor("x", name_length=U64_MAX)), "bad-length",
         a(apr.Tensor("x", name_length=2**16 - 1)), "bad-name"),
     "names of many lines": Bad(g(*[gguf.Tensor("a\n\u2028\x1b[2J")] * 2), "duplicate-tensor",
@@ -208,7 +208,7 @@ LIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "heads of odd width": ({"qwen2.attention.key_length": 15}, {"head_dim": 15}),
     "hidden size that is not the matrices'": ({"qwen2.embedding_length": 64}, {"hidden_size": 64}),
     "a base of 0": ({"qwen2.rope.freq_base": 0.0}, {"rope_theta": 0.0}),
-    "a base that is no number": ({"qwen2.rope.freq_base": float("nan")}, {"rope_theta": float("nan")}),
+    "a base that is not a number": ({"qwen2.rope.freq_base": float("nan")}, {"rope_theta": float("nan")}),
     "an epsilon of 0": ({"qwen2.attention.layer_norm_rms_epsilon": 0.0}, {"rms_norm_eps": 0.0}),
     "no context": ({"qwen2.context_length": None}, {"max_position_embeddings": ...}),
     "no tokens": ({"tokenizer.ggml.tokens": None}, {"tokenizer.vocabulary": ...}),
@@ -223,7 +223,7 @@ LIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "an end beyond the vocabulary": ({"tokenizer.ggml.eos_token_id": 2**32 - 1}, {"tokenizer.eos_token_id": 2**32 - 1}),
     "another tokenizer": ({"tokenizer.ggml.model": "llama"}, {"tokenizer.model": "llama"}),
 }  # fmt: skip
-"""Metadata of well-formed files that are no models: GGUF's, APR's."""
+"""Metadata of well-formed files that are not models: GGUF's, APR's."""
 
 
 def refused_as_a_model(path: Path) -> AssayError:

@@ -1,4 +1,4 @@
-"""The GGUF reader on paths that are no files, and on files that change under its hands."""
+"""The GGUF reader on paths that are not files, and on files that change under its hands."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ TOKENIZERS = {
     "a space in front": set_in("pre_tokenizer", "pretokenizers", 1, "add_prefix_space", to=True),
     "its own regex as well": set_in("pre_tokenizer", "pretokenizers", 1, "use_regex", to=True),
     "no pre-tokeniser": set_in("pre_tokenizer", to=None),
-    "steps that are no list": set_in("pre_tokenizer", "pretokenizers", to=7),
+    "steps that are not a list": set_in("pre_tokenizer", "pretokenizers", to=7),
     "NFKC": set_in("normalizer", to={"type": "NFKC"}),
     "lower case as well": set_in("normalizer", to={"type": "Sequence", "normalizers": [
         {"type": "NFC"}, {"type": "Lowercase"}]}),

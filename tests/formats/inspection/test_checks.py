@@ -1,4 +1,4 @@
-"""Every gate passes a good model, and fails or warns of the one fault it is there for."""
+"""Every check passes a good model, and fails or warns of the one fault it is there for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report_of(tmp_path: Path, *, metadata: Mapping[str, Any] | None = None,
 
 
 def verdicts(report: Report) -> dict[str, str]:
-    return {gate.name: gate.verdict for gate in report.gates}
+    return {check.name: check.verdict for check in report.checks}
 
 
 def matrix(name: str) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_a_good_model_passes_every_gate(tmp_path: Path) -> None:
         name: SKIPPED if name == "structure.checksum" else PASS for name in verdicts(report)
     }  # fmt: skip
     assert (report.verdict, report.exit_code) == (PASS, 0)
-    assert len(report.gates) == len({gate.name for gate in report.gates}) == 26
+    assert len(report.checks) == len({check.name for check in report.checks}) == 26
 
 
 UP, EMBEDDING, GAIN, BIAS = "blk.2.ffn_up.weight", "token_embd.weight", "blk.2.attn_norm.weight", "blk.2.attn_k.bias"
@@ -82,21 +82,21 @@ VALUES = {
 
 @pytest.mark.parametrize("fault", VALUES)
 def test_each_fault_of_the_numbers_trips_its_gate(fault: str, tmp_path: Path) -> None:
-    tensors, gate, verdict, code = VALUES[fault]
+    tensors, check, verdict, code = VALUES[fault]
     report = report_of(tmp_path, tensors=tensors)
     found = verdicts(report)
-    assert found[gate] == verdict
+    assert found[check] == verdict
     assert report.exit_code == code
-    culprits = next(one.culprits for one in report.gates if one.name == gate)
+    culprits = next(one.culprits for one in report.checks if one.name == check)
     assert culprits
-    if gate not in ("values.zeros.embedding", "values.dead-rows.embedding", "layers.duplicates"):
+    if check not in ("values.zeros.embedding", "values.dead-rows.embedding", "layers.duplicates"):
         assert any(name in culprit for name in tensors for culprit in culprits)
 
 
 def test_a_gate_trips_alone(tmp_path: Path) -> None:
     """One NaN is not also a dead row, a constant or an outlier."""
     report = report_of(tmp_path, tensors=spoiled(UP, (3, 4), np.nan))
-    assert [gate.name for gate in report.gates if gate.verdict in (FAIL, WARN)] == ["values.finite"]
+    assert [check.name for check in report.checks if check.verdict in (FAIL, WARN)] == ["values.finite"]
 
 
 def some(values: list[Any], place: int, value: Any) -> list[Any]:
@@ -131,11 +131,11 @@ METADATA = {
 
 @pytest.mark.parametrize("fault", METADATA)
 def test_each_fault_of_the_metadata_trips_its_gate(fault: str, tmp_path: Path) -> None:
-    metadata, gate, verdict, code = METADATA[fault]
+    metadata, check, verdict, code = METADATA[fault]
     report = report_of(tmp_path, metadata=metadata)
-    assert verdicts(report)[gate] == verdict
+    assert verdicts(report)[check] == verdict
     assert report.exit_code == code
-    assert next(one.culprits for one in report.gates if one.name == gate)
+    assert next(one.culprits for one in report.checks if one.name == check)
 
 
 def test_a_short_context_may_have_a_small_theta(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_short_context_may_have_a_small_theta(tmp_path: Path) -> None:
 def test_no_merges(tmp_path: Path) -> None:
     qwen2 = described(open_container(build(tmp_path / "model.gguf")))
     without = replace(qwen2, vocabulary=replace(qwen2.vocabulary, merges=[]))
-    found = {gate.name: gate.verdict for gate in vocabulary.gates(without, None)}
+    found = {check.name: check.verdict for check in vocabulary.checks(without, None)}
     assert (found["vocabulary.merges"], found["chat.template"]) == (FAIL, WARN)
 
 
@@ -165,22 +165,22 @@ def test_what_hides_in_the_padding(tmp_path: Path) -> None:
     data[gap] = 1
     path.write_bytes(data)
     report = judged(path)
-    gate = next(one for one in report.gates if one.name == "structure.padding")
-    assert (gate.verdict, gate.measured) == (WARN, 1)
-    assert str(gap) in gate.culprits[0]
+    check = next(one for one in report.checks if one.name == "structure.padding")
+    assert (check.verdict, check.measured) == (WARN, 1)
+    assert str(gap) in check.culprits[0]
 
 
 def test_the_checksum_of_an_apr_file(tmp_path: Path) -> None:
     path = apr_builder.build(tmp_path / "model.apr", SHAPE, metadata={"chat_template": TEMPLATE})
     report = judged(path)
     assert verdicts(report)["structure.checksum"] == PASS
-    assert set(verdicts(report).values()) == {PASS}, [gate for gate in report.gates if gate.verdict != PASS]
+    assert set(verdicts(report).values()) == {PASS}, [check for check in report.checks if check.verdict != PASS]
     info = open_container(path).tensors["model.layers.2.mlp.up_proj.weight"]
     data = bytearray(path.read_bytes())
-    data[info.offset] ^= 1  # the last bit of a weight: no other gate can see it
+    data[info.offset] ^= 1  # the last bit of a weight: no other check can see it
     path.write_bytes(data)
     report = judged(path)
-    assert [gate.name for gate in report.gates if gate.verdict == FAIL] == ["structure.checksum"]
+    assert [check.name for check in report.checks if check.verdict == FAIL] == ["structure.checksum"]
     assert report.exit_code == 3
     path.write_bytes(data[:-4])
     assert verdicts(judged(path))["structure.checksum"] == SKIPPED
@@ -192,8 +192,8 @@ def test_gates_of_an_apr_file_see_the_same_faults(tmp_path: Path) -> None:
     tensor = apr_files.Tensor("model.layers.2.mlp.up_proj.weight", x.shape, apr_files.F32, x.tobytes())
     path = apr_builder.build(tmp_path / "model.apr", SHAPE, tensors={UP: tensor})
     report = judged(path)
-    assert [gate.name for gate in report.gates if gate.verdict == FAIL] == ["values.finite"]
-    assert any(UP in culprit for gate in report.gates for culprit in gate.culprits)
+    assert [check.name for check in report.checks if check.verdict == FAIL] == ["values.finite"]
+    assert any(UP in culprit for check in report.checks for culprit in check.culprits)
 
 
 def test_a_file_that_is_no_qwen2_is_judged_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -228,4 +228,4 @@ def test_the_builtin_model_passes() -> None:
 
     report = validate(open_container(BUILTIN), knows_template=oracle_knows)
     assert report.count(FAIL) == 0
-    assert [gate.name for gate in report.gates if gate.verdict == WARN] == []
+    assert [check.name for check in report.checks if check.verdict == WARN] == []

@@ -224,7 +224,7 @@ def test_prints_do_not_depend_on_the_lots(tmp_path: Path, monkeypatch: pytest.Mo
     rows = (bits * multipliers(0, 64)).sum(axis=1, dtype=np.uint64)
     columns = (bits * multipliers(0, 96)[:, None]).sum(axis=0, dtype=np.uint64)
     for elements in (1 << 17, 100, 10):
-        monkeypatch.setattr("assay.formats.inspection.row_chunks.lots.__defaults__", (elements,))
+        monkeypatch.setattr("assay.formats.inspection.row_chunks.row_chunks.__defaults__", (elements,))
         prints = prints_of(container, info)
         assert np.array_equal(prints.rows, rows)
         assert np.array_equal(prints.columns, columns)

@@ -1,4 +1,4 @@
-"""Statistics of tensors against NumPy's own on the whole array, and the lots they are read in."""
+"""Statistics of tensors against NumPy's own on the whole array, and the chunks they are read in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gguf import quants
 
 from assay.formats import blocks
 from assay.formats.containers.opening import open_container
-from assay.formats.inspection.row_chunks import lots, matrix_shape, readable
+from assay.formats.inspection.row_chunks import matrix_shape, readable, row_chunks
 from assay.formats.inspection.stats import Values, all_stats, stats_of
 from tests.model_builder import Shape, build
 
@@ -83,10 +83,10 @@ def test_lots_cover_the_tensor_once(elements: int, kind: str, tmp_path: Path) ->
     name = "blk.0.ffn_up.weight"
     whole = blocks.dequantize(kind, container.rows(name))
     seen = np.full(matrix_shape(container.tensors[name]), np.nan, np.float32)
-    for lot in lots(container, name, elements):
-        assert np.isnan(seen[lot.rows, lot.columns]).all()
-        assert lot.values.size <= max(elements, container.tensors[name].type.block_elements)
-        seen[lot.rows, lot.columns] = lot.values
+    for chunk in row_chunks(container, name, elements):
+        assert np.isnan(seen[chunk.rows, chunk.columns]).all()
+        assert chunk.values.size <= max(elements, container.tensors[name].type.block_elements)
+        seen[chunk.rows, chunk.columns] = chunk.values
     assert np.array_equal(seen, whole)
 
 

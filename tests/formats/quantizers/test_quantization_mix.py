@@ -5,7 +5,7 @@ import pytest
 
 from assay.formats import InputError
 from assay.formats.contract.config import Config, tensor_shapes
-from assay.formats.quantizers.quantization_mix import ALIASES, MIXTURES, chosen_types, named
+from assay.formats.quantizers.quantization_mix import ALIASES, MIXES, chosen_types, named
 
 PUBLISHED = {
     "0.5b": {0, 1, 3, 6, 7, 8, 9, 10, 13, 16, 19, 21},
@@ -53,13 +53,13 @@ def test_small_models_have_no_eighth() -> None:
 
 
 def test_a_tied_embedding_is_the_output_too() -> None:
-    for mixture, kind in [("Q4_K_M", "Q6_K"), ("Q6_K", "Q6_K"), ("Q4_0", "Q6_K"), ("Q8_0", "Q8_0"), ("F16", "F16")]:
-        assert chosen_types(shapes(2, 256, 512, tied=True), mixture)["token_embd.weight"] == kind
+    for mix, kind in [("Q4_K_M", "Q6_K"), ("Q6_K", "Q6_K"), ("Q4_0", "Q6_K"), ("Q8_0", "Q8_0"), ("F16", "F16")]:
+        assert chosen_types(shapes(2, 256, 512, tied=True), mix)["token_embd.weight"] == kind
     assert chosen_types(shapes(2, 256, 512), "Q4_0")["token_embd.weight"] == "Q4_0"
     assert chosen_types(shapes(2, 896, 4864, tied=True), "Q4_0")["token_embd.weight"] == "Q8_0"  # Q6_K does not fit
 
 
-def test_the_small_mixtures() -> None:
+def test_the_small_mixes() -> None:
     small = chosen_types(shapes(24, 256, 512), "Q4_K_S")
     assert layers_of(small, "attn_v", "Q5_K") == {0, 1, 2, 3}
     assert layers_of(small, "ffn_down", "Q5_K") == {0, 1, 2}
@@ -69,14 +69,14 @@ def test_the_small_mixtures() -> None:
 def test_rows_that_are_no_whole_blocks() -> None:
     assert set(chosen_types(shapes(2, 896, 4864), "Q5_K_S", pure=True).values()) == {"Q5_1", "Q5_K"}
     assert set(chosen_types(shapes(2, 896, 4864), "Q6_K").values()) == {"Q8_0", "Q6_K"}
-    for mixture in ("Q4_K_M", "Q8_0", "Q4_0", "Q6_K"):
-        assert chosen_types({"blk.0.attn_q.weight": (64, 48)}, mixture) == {"blk.0.attn_q.weight": "F16"}
+    for mix in ("Q4_K_M", "Q8_0", "Q4_0", "Q6_K"):
+        assert chosen_types({"blk.0.attn_q.weight": (64, 48)}, mix) == {"blk.0.attn_q.weight": "F16"}
 
 
 def test_norms_biases_and_vectors_are_left_alone() -> None:
     kept = {"blk.0.attn_q_norm.weight": (2, 256), "blk.0.attn_q.bias": (2, 256), "output_norm.weight": (256,)}
-    for mixture in MIXTURES:
-        assert chosen_types(kept, mixture) == {}
+    for mix in MIXES:
+        assert chosen_types(kept, mix) == {}
 
 
 def test_pure_favours_nothing() -> None:
@@ -85,11 +85,11 @@ def test_pure_favours_nothing() -> None:
 
 def test_names() -> None:
     assert (named("q4_k"), named("Q5_K"), named("f16")) == ("Q4_K_M", "Q5_K_M", "F16")
-    with pytest.raises(InputError, match="no mixture 'Q4_L'"):
+    with pytest.raises(InputError, match="no quantization mix 'Q4_L'"):
         named("Q4_L")
 
 
 def test_file_types_are_those_of_the_gguf_package() -> None:
     theirs = {kind.name.removeprefix("MOSTLY_").removeprefix("ALL_"): kind.value for kind in gguf.LlamaFileType}
-    assert {name: mixture.file_type for name, mixture in MIXTURES.items()} == {name: theirs[name] for name in MIXTURES}
-    assert set(ALIASES.values()) < set(MIXTURES)
+    assert {name: mix.file_type for name, mix in MIXES.items()} == {name: theirs[name] for name in MIXES}
+    assert set(ALIASES.values()) < set(MIXES)

@@ -81,8 +81,8 @@ def test_every_value_is_within_a_step_of_its_own(type_name: str) -> None:
 def test_neither_lots_nor_threads_change_a_byte(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = INPUTS["bell"]()
     whole = quantize(type_name, x, threads=1)
-    for lot, threads in ((256, 1), (768, 3), (4096, 2)):
-        monkeypatch.setattr(quantizers, "LOT", lot)
+    for chunk, threads in ((256, 1), (768, 3), (4096, 2)):
+        monkeypatch.setattr(quantizers, "CHUNK_ELEMENTS", chunk)
         assert np.array_equal(quantize(type_name, x, threads=threads), whole)
 
 
@@ -101,7 +101,7 @@ def test_leading_axes_are_kept_even_empty_ones(type_name: str) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("type_name", quantizers.QUANTIZABLE)
 def test_not_a_number_is_refused_with_its_place(type_name: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizers, "LOT", 512)
+    monkeypatch.setattr(quantizers, "CHUNK_ELEMENTS", 512)
     x = INPUTS["bell"]()
     x[6, 700] = bad
     with pytest.raises(NumericError, match=r"tensor 'a'\[106, 700\]: -?(nan|inf) cannot be quantised"):
@@ -110,7 +110,7 @@ def test_not_a_number_is_refused_with_its_place(type_name: str, bad: float, monk
 
 @pytest.mark.parametrize("type_name", [name for name in quantizers.QUANTIZABLE if name != "F32"])
 def test_what_f16_cannot_scale_is_refused_with_its_place(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizers, "LOT", 512)
+    monkeypatch.setattr(quantizers, "CHUNK_ELEMENTS", 512)
     for large in (np.finfo(np.float32).max, -np.finfo(np.float32).max):
         x = INPUTS["bell"]()
         x[3, 801], x[3, 802] = large, -large

@@ -44,7 +44,7 @@ def test_arrays_become_a_file_that_the_gguf_package_reads_alike(tmp_path: Path) 
 
 def test_pieces_of_rows_make_the_bytes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = ARRAYS["blk.0.ffn_up.weight"]
-    monkeypatch.setattr("assay.formats.quantizers.whole_tensors.LOT", 256 * 7)
+    monkeypatch.setattr("assay.formats.quantizers.whole_tensors.CHUNK_ELEMENTS", 256 * 7)
     work = Requantized(Array("a", x), BY_NAME["Q4_K"])
     assert np.array_equal(work.read(), quantize("Q4_K", x))
     missed = x - blocks.dequantize("Q4_K", quantize("Q4_K", x))
@@ -61,7 +61,7 @@ def test_nothing_is_lost_of_nothing_and_in_f32() -> None:
 
 
 def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("assay.formats.quantizers.whole_tensors.LOT", 256 * 7)
+    monkeypatch.setattr("assay.formats.quantizers.whole_tensors.CHUNK_ELEMENTS", 256 * 7)
     spoiled = ARRAYS["blk.0.ffn_up.weight"].copy()
     spoiled[500, 3] = np.nan
     (tensor,) = quantized_arrays({"blk.0.ffn_up.weight": spoiled}, "Q4_K_M")
@@ -73,7 +73,7 @@ def test_only_f32_is_taken() -> None:
     for bad in (np.ones((2, 32)), np.float32(1) * np.ones(())):
         with pytest.raises(InputError, match="tensor 'a'"):
             quantized_arrays({"a": np.asarray(bad)}, "Q8_0")
-    with pytest.raises(InputError, match="no mixture"):
+    with pytest.raises(InputError, match="no quantization mix"):
         quantized_arrays({}, "Q9_9")
 
 
