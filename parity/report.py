@@ -196,6 +196,6 @@ def table(cells: Sequence[Cell]) -> str:
     for stage in dict.fromkeys(cell.stage for cell in cells):
         worst = max((cell for cell in cells if cell.stage == stage), key=lambda cell: cell.over_floor)
         layer = "" if worst.layer is None else str(worst.layer)
-        rows.append(f"<tr><td>{stage}</td><td>{layer}</td><td>{worst.over_floor:.2f}</td><td>{worst.own:.2e}</td>"
+        rows.append(f"<tr><td>{stage}</td><td>{layer}</td><td>{worst.over_floor:.2f}</td><td>{worst.local:.2e}</td>"
                     f"<td>{worst.accumulated:.2e}</td><td>{worst.std_ratio:.4f}</td></tr>")  # fmt: skip
     return f"<table>{''.join(rows)}</table>"

@@ -94,7 +94,7 @@ def is_served(engine: str) -> bool:
 @contextmanager
 def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
            endpoint_model: str | None = None) -> Iterator[UnderTest]:  # fmt: skip
-    """The engines under test as long as the block lasts; ``engine`` may be an external one where no ``taps`` are wanted.
+    """The engines under test while the block lasts; ``engine`` may be an external one where no ``taps`` are wanted.
 
     Or it is the address of an endpoint, of which ``arith`` is declared; ``endpoint_model`` is the name asked for there.
     """
