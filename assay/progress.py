@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from assay.formats.system.atomic_file import Progress as Callback
-from assay.formats.system.atomic_file import quiet
+from assay.formats.system.progress import Progress as Callback
+from assay.formats.system.progress import quiet
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from assay.commands import options, tables
 from assay.commands.run import parse_ids, prompt_text
 from assay.formats import InputError, SampleError
 from assay.formats.errors import DIFFERENT, UNDECIDED
-from assay.formats.system.atomic_file import Progress, demand_free, replacing
+from assay.formats.system.atomic_file import demand_free, replacing
+from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
 from assay.parity.flips import Account

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from assay.fetch.catalogue import Wheels
 from assay.formats import SourceError
-from assay.formats.system.atomic_file import CHUNK, Progress, beside, place
+from assay.formats.system.atomic_file import CHUNK, beside, place
+from assay.formats.system.progress import Progress
 
 PARALLEL = 3
 TICK = 0.2  # seconds between looks at what has arrived, and so the longest that Ctrl-C waits

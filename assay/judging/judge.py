@@ -10,8 +10,8 @@ import numpy as np
 
 from assay import engines
 from assay.formats import InputError, NumericError
-from assay.formats.contract.engine import Engine, Generation
-from assay.formats.system.atomic_file import Progress
+from assay.formats.contract.engine import Engine, Generation, identity
+from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.parity import flips, stages
 from assay.parity.bisect import Finding, bisect
@@ -66,7 +66,7 @@ def judge_stages(
     progress(3, n, "candidate, undisturbed")
     equal, untouched = False, None
     with suppress(NumericError):  # the stage where logits cease to be numbers has been found by now
-        plain, tapped = under_test.candidate.forward(ids), under_test.candidate.forward(ids, stages.unchanged)
+        plain, tapped = under_test.candidate.forward(ids), under_test.candidate.forward(ids, identity)
         equal = any(np.array_equal(plain, logits) for logits in (under_test.oracle.forward(ids), truth["logits", None]))
         untouched = distance(tapped, plain).relative_l2
     progress(4, n, "verdict")
