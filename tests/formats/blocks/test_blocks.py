@@ -167,5 +167,5 @@ def test_encoding_a_float_type_is_that_of_the_gguf_package(type_name: str) -> No
 def test_a_type_that_cannot_be_written_is_a_model_error() -> None:
     with pytest.raises(ModelError, match="read but not write"):
         blocks.pack("Q2_K", blocks.unpack("Q2_K", random_blocks("Q2_K", 1)))
-    with pytest.raises(ModelError, match="no float type"):
+    with pytest.raises(ModelError, match="not a float type"):
         blocks.encode("Q2_K", np.zeros((1, 256), np.float32))
