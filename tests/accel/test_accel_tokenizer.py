@@ -136,6 +136,6 @@ LONG = ["a" * 100_000, " " * 100_000, "a" + "\u0301\u0316" * 50_000, "<|im_end|>
 
 @pytest.mark.parametrize("text", LONG, ids=["letters", "spaces", "marks", "control tokens"])
 def test_long_texts_do_not_hang(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     TOKENIZER.encode(text)
-    assert time.perf_counter() - began < 2  # quadratic loops take minutes
+    assert time.process_time() - began < 2  # quadratic loops take minutes

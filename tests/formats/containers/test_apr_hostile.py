@@ -251,17 +251,17 @@ def test_huge_sparse_file_is_not_read_into_memory(tmp_path):
         refused(path, code, read_apr)
 
 
-@pytest.mark.parametrize("keep", range(len(GOOD) - 1))
-def test_truncation_at_every_byte(tmp_path, keep):
+def test_truncation_at_every_byte(tmp_path):
     """No prefix is accepted as whole; that without its footer, of which real files exist, with a warning."""
     path = tmp_path / "cut.apr"
-    path.write_bytes(GOOD[:keep])
-    if keep == len(GOOD) - 4:
-        assert read_apr(path).warnings
-    else:
-        error = refused(path, None, read_apr)
-        assert error.code in ("truncated", "out-of-file", "bad-count")
-    refused(path, None, read_apr, strict=True)
+    for keep in range(len(GOOD) - 1):
+        path.write_bytes(GOOD[:keep])
+        if keep == len(GOOD) - 4:
+            assert read_apr(path).warnings, f"cut to {keep} bytes"
+        else:
+            code = refused(path, None, read_apr).code
+            assert code in ("truncated", "out-of-file", "bad-count"), f"cut to {keep} bytes: {code}"
+        refused(path, None, read_apr, strict=True)
 
 
 def test_truncation_inside_the_padding_of_the_last_tensor(tmp_path):
