@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from assay.accel.chat import render
 from assay.fetch import from_wheels
 from assay.goldens import BUILTIN
 from tests.hostile_folder import hostile_folder
+from tests.packaging.distributions import tiny_wheel
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(sys.executable).with_name("assay")
@@ -46,7 +46,8 @@ def childs_own(here: Path) -> None:
 def test_starting(way: str) -> None:
     if way == "script" and not SCRIPT.exists():
         pytest.skip("this environment has no script")
-    done = subprocess.run([*WAYS[way], "tokenize", "def"], capture_output=True, text=True, timeout=60)
+    command = (*WAYS[way], "tokenize", "def", "--engine", "reference")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "") and "def" in done.stdout
 
 
@@ -57,10 +58,7 @@ def test_the_templates_child() -> None:
 
 @pytest.mark.usefixtures("childs_own")
 def test_pips_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with zipfile.ZipFile(tmp_path / "toy-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr("toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-        archive.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("toy-1.0.dist-info/RECORD", "")
+    tiny_wheel(tmp_path, "toy", {})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     fetched = tmp_path / "fetched"

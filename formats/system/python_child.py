@@ -1,8 +1,8 @@
 """Python processes of our own: they import what this process would, and nothing that their surroundings add.
 
-``python -m NAME`` searches the current folder and PYTHONPATH, where anything may lie; ``python -I`` searches neither, and
-so misses what was installed for one user, or into a folder that PYTHONPATH names. So a child starts isolated, and is
-told where this process finds the packages that it needs. ``child_start.py`` is its side of this.
+``python -m NAME`` searches the current folder and PYTHONPATH, where anything may lie; ``python -I`` searches neither,
+and so misses what was installed for one user, or into a folder that PYTHONPATH names. So a child starts isolated, and
+is told where this process finds the packages that it needs. ``child_start.py`` is its side of this.
 """
 
 from __future__ import annotations
