@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from assay.formats.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Tap = Callable[[str, int | None, Any], Any]
 """``tap(stage, layer, activation) -> activation``: shown each named activation, returns the one to go on with.

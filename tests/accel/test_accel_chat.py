@@ -174,13 +174,13 @@ def test_the_child_imports_neither_accel_nor_jax(monkeypatch, tmp_path):
     monkeypatch.setattr(chat, "SANDBOX", tmp_path / "child.py")
     chat.SANDBOX.write_text(
         f"import runpy, json, sys\nrunpy.run_path({str(SANDBOX)!r}, run_name='sandbox')\n"
-        "print(json.dumps({'text': str(sorted({'accel', 'formats', 'jax', 'numpy'} & set(sys.modules)))}))"
+        "print(json.dumps({'text': str(sorted({'assay', 'jax', 'numpy'} & set(sys.modules)))}))"
     )
     assert render(USER, "x").text == "[]"
 
 
 def test_no_python(monkeypatch):
-    monkeypatch.setattr(chat.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr("sys.executable", "/nonexistent/python")
     with pytest.raises(TemplateError, match="could not be started"):
         render(USER, "x")
 
