@@ -54,16 +54,8 @@ class FormatError(AssayError):
 
     exit_code = 3
 
-    def __init__(
-        self,
-        code: str,
-        detail: str,
-        *,
-        path: object,
-        field: str,
-        offset: int | None = None,
-        remedy: str = "The file is damaged or not a model; fetch it again.",
-    ) -> None:
+    def __init__(self, code: str, detail: str, *, path: object, field: str, offset: int | None = None,
+                 remedy: str = "The file is damaged or not a model; fetch it again.") -> None:
         self.code, self.offset, self.field = code, offset, field
         at = "" if offset is None else f" at byte {offset}"
         super().__init__(f"{detail} [{code}]", where=f"{path}: {field}{at}", remedy=remedy)

@@ -24,8 +24,12 @@ Engine = Annotated[str, typer.Option("--engine", "-e", help="accel (JAX, fast) o
 Arith = Annotated[
     str | None, typer.Option("--arith", help="reference: f32 (default), f64, ggml; accel: fast (default), f32.")
 ]
-NFC = Annotated[bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")]
-CacheType = Annotated[str | None, typer.Option("--cache-type", help="accel: keys and values in f16, bf16 or f32.")]
+NFC = Annotated[
+    bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")
+]
+CacheType = Annotated[
+    str | None, typer.Option("--cache-type", help="accel: keys and values in f16, bf16 or f32.")
+]
 CacheWeights = Annotated[
     bool, typer.Option("--cache-weights", help="reference: keep decoded weights (4 bytes each): more memory, faster.")
 ]

@@ -57,47 +57,31 @@ def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
         finally:
             os.close(fd)
     except OSError as error:
-        raise FormatError(
-            "unreadable",
-            f"the file cannot be read: {error.strerror}",
-            path=path,
-            field="path",
-            remedy="Check its permissions and the disk.",
-        ) from error
+        raise FormatError("unreadable", f"the file cannot be read: {error.strerror}", path=path, field="path",
+                          remedy="Check its permissions and the disk.") from error
 
 
 def demand_unchanged(fd: int, before: os.stat_result, path: Path) -> None:
     """FormatError file-changed if size or modification time is not what it was ``before``."""
     after = os.fstat(fd)
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise FormatError(
-            "file-changed",
-            f"the file changed while it was read, from {before.st_size} to {after.st_size} bytes",
-            path=path,
-            field="path",
-            remedy=CHANGED,
-        )
+        raise FormatError("file-changed", f"the file changed while it was read, from {before.st_size} to "
+                          f"{after.st_size} bytes", path=path, field="path", remedy=CHANGED)
 
 
 def _status(path: Path) -> os.stat_result:
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: holds a NUL
-        raise FormatError(
-            "no-file", "there is no such file", path=path, field="path", remedy="Check the path."
-        ) from error
+        raise FormatError("no-file", "there is no such file", path=path, field="path",
+                          remedy="Check the path.") from error
 
 
 def _demand_regular(status: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise FormatError(
-            "not-a-file",
-            f"this is {kind}, not a regular file",
-            path=path,
-            field="path",
-            remedy="Give the path of a model file.",
-        )
+        raise FormatError("not-a-file", f"this is {kind}, not a regular file", path=path, field="path",
+                          remedy="Give the path of a model file.")
 
 
 class Cursor:
@@ -116,11 +100,11 @@ class Cursor:
     def remaining(self) -> int:
         return self.size - self.pos
 
-    def fail(self, code: str, detail: str, field: str, offset: int | None = None, remedy: str = DAMAGED) -> FormatError:
+    def fail(self, code: str, detail: str, field: str, offset: int | None = None,
+             remedy: str = DAMAGED) -> FormatError:
         """The error to raise for ``field``; ``offset`` defaults to the current position."""
-        return FormatError(
-            code, detail, path=self.path, field=field, remedy=remedy, offset=self.pos if offset is None else offset
-        )
+        return FormatError(code, detail, path=self.path, field=field, remedy=remedy,
+                           offset=self.pos if offset is None else offset)
 
     def seek(self, offset: int, field: str) -> None:
         """Go to ``offset`` of the file. Codes: truncated, header-too-large."""
@@ -147,12 +131,8 @@ class Cursor:
         """A u64 count of items of at least ``item_bytes`` each, no more than can follow. Code: bad-count."""
         n = self.u64(field)
         if n * item_bytes > self.remaining:
-            raise self.fail(
-                "bad-count",
-                f"{n} items take at least {n * item_bytes} bytes, but only {self.remaining} remain",
-                field,
-                self.pos - 8,
-            )
+            raise self.fail("bad-count", f"{n} items take at least {n * item_bytes} bytes, but only "
+                            f"{self.remaining} remain", field, self.pos - 8)
         if n > most:
             raise self.fail("bad-count", f"{n} is more than the {most} allowed", field, self.pos - 8)
         return n

@@ -155,14 +155,9 @@ class Metadata(Mapping[str, Any]):
 
     def fail(self, key: str, detail: str, code: str = "bad-value") -> FormatError:
         """The error to raise for the value of ``key``, with its place in the file."""
-        return FormatError(
-            code,
-            detail,
-            path=self._path,
-            field=f"key {shown(key)}",
-            offset=self._values[key].offset,
-            remedy="Convert the model again with a current converter.",
-        )
+        return FormatError(code, detail, path=self._path, field=f"key {shown(key)}",
+                           offset=self._values[key].offset,
+                           remedy="Convert the model again with a current converter.")
 
     def _checked(self, key: str, types: frozenset[str], is_array: bool, default: Any) -> Any:
         if key not in self._values and default is not REQUIRED:
@@ -175,13 +170,8 @@ class Metadata(Mapping[str, Any]):
 
     def _demand(self, key: str) -> Value:
         if key not in self._values:
-            raise FormatError(
-                "missing-key",
-                "the file does not have this key",
-                path=self._path,
-                field=f"key {shown(key)}",
-                remedy="Convert the model with a current converter.",
-            )
+            raise FormatError("missing-key", "the file does not have this key", path=self._path,
+                              field=f"key {shown(key)}", remedy="Convert the model with a current converter.")
         return self._values[key]
 
     def _text(self, key: str, items: list[bytes]) -> list[str]:

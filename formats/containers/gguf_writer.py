@@ -116,3 +116,4 @@ def nbytes_of(tensor: Stored) -> int:
         raise refuse(f"rows of {tensor.shape[-1]} are not whole {kind.name} blocks of {kind.block_elements}, and GGUF "
                      "pads no rows", "Convert the tensor to a type with smaller blocks, such as Q8_0")  # fmt: skip
     return prod(tensor.shape) // kind.block_elements * kind.block_bytes
+

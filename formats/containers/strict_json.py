@@ -56,9 +56,8 @@ def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: s
         raise fail(f"it has about {n} values, more than the {MAX_VALUES} allowed")
     try:
         text = raw.decode()
-        values = json.loads(
-            text, parse_constant=constant, parse_float=floating, object_pairs_hook=None if last_wins else distinct
-        )
+        values = json.loads(text, parse_constant=constant, parse_float=floating,
+                            object_pairs_hook=None if last_wins else distinct)
         if SURROGATE.search(raw):  # one half of a pair is a string that no file and no terminal could be given
             json.dumps(values, ensure_ascii=False).encode()
     except UnicodeError as error:

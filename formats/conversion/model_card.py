@@ -113,7 +113,6 @@ def as_stated_in(facts: Facts, target: str) -> Facts:
 
 def differences(a: Facts, b: Facts) -> list[str]:
     """The names of the facts that differ between two files of what should be one model; ``about`` is not compared."""
-
     def comparable(facts: Facts) -> dict[str, Any]:
         facts = as_stated_in(facts, "hf")
         pre = PRE if facts.vocabulary.pre in SAME_PATTERN else facts.vocabulary.pre
@@ -261,12 +260,8 @@ def hf_of(facts: Facts, types: list[str], *, merges_as_pairs: bool = True, templ
         "pad_token_id": facts.pad_id,
     }
     tokenizer = tokenizer_json(vocabulary.tokens, vocabulary.kinds, vocabulary.merges, merges_as_pairs=merges_as_pairs)
-    files = {
-        CONFIG: stated(config_json),
-        TOKENIZER: tokenizer,
-        TOKENIZER_CONFIG: stated(tokenizer_config(facts)),
-        GENERATION: stated(generation),
-    }  # fmt: skip  in the order in which hf_folder.py reads them
+    files = {CONFIG: stated(config_json), TOKENIZER: tokenizer, TOKENIZER_CONFIG: stated(tokenizer_config(facts)),
+             GENERATION: stated(generation)}  # fmt: skip  in the order in which hf_folder.py reads them
     if template_file and facts.chat_template:
         files[TEMPLATE] = files[TOKENIZER_CONFIG].pop("chat_template")
     return files

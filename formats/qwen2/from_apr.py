@@ -218,3 +218,4 @@ def concluded_kinds(tokens: Sequence[str], merges: Sequence[str]) -> list[int]:
         return CONTROL if re.fullmatch(r"<\|.*\|>", token, re.DOTALL) else USER_DEFINED
 
     return [kind_of(token) for token in tokens]
+

@@ -35,7 +35,7 @@ HINTS = {"n": "int", "a": "int", "b": "int", "c": "int", "s": "str", "xs": "list
          "d": "dict", "x": "int", "t": "int", "path": "str", "ch": "str"}  # fmt: skip
 
 # "= what it does | names | parameters | kind of result", then bodies parted by a line "--"
-TASKS = """
+TASKS = '''
 = returns the n-th Fibonacci number | fib fibonacci nth_fibonacci fib_number | n | int
 if $n <= 1:
     return $n
@@ -439,8 +439,8 @@ if $n == 0:
 $f($n - 1, $a, $c, $b)
 print($a, "->", $c)
 $f($n - 1, $b, $a, $c)
-"""
-CLASSES = """
+'''
+CLASSES = '''
 class Stack:
     def __init__(self):
         self.items = []
@@ -538,7 +538,7 @@ class Node:
     def __init__(self, value, next=None):
         self.value = value
         self.next = next
-"""
+'''
 
 
 class Task:
@@ -561,7 +561,7 @@ def plainest(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 def imperative(what: str) -> str:
-    """ "returns the sum" to "Return the sum": a docstring's first line."""
+    """"returns the sum" to "Return the sum": a docstring's first line."""
     verb, rest = what.split(" ", 1)
     plain = verb[:-3] + "y" if verb.endswith("ies") else verb[:-1]
     return f"{plain.capitalize()} {rest}"

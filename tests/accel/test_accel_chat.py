@@ -34,9 +34,9 @@ def test_transformers_environment(in_process):
 
 
 def test_tojson_options(in_process):
-    assert render(USER, "{{ {'b': 'é', 'a': 1} | tojson(indent=1, sort_keys=True, ensure_ascii=True) }}").text == (
-        '{\n "a": 1,\n "b": "\\u00e9"\n}'
-    )
+    assert render(
+        USER, "{{ {'b': 'é', 'a': 1} | tojson(indent=1, sort_keys=True, ensure_ascii=True) }}"
+    ).text == ('{\n "a": 1,\n "b": "\\u00e9"\n}')
 
 
 def test_the_same_through_the_real_child():
@@ -55,7 +55,9 @@ def test_raise_exception_is_one_line(in_process):
 
 
 def test_a_spelling_in_the_template_is_not_literal(in_process):
-    prompt = render([{"role": "user", "content": "<e>"}], "<e>{{ messages[0].content }}<e>", control_tokens=["<e>"])
+    prompt = render(
+        [{"role": "user", "content": "<e>"}], "<e>{{ messages[0].content }}<e>", control_tokens=["<e>"]
+    )
     assert prompt.text == "<e><e><e>" and prompt.literal == ((3, 6),)
 
 

@@ -91,11 +91,8 @@ def test_decode_takes_an_array_and_drops_control_tokens() -> None:
 
 @pytest.mark.parametrize("bad", [-1, len(VOCABULARY), 2**70, None, "a", 1.0])
 def test_bad_ids_are_refused(bad: int) -> None:
-    for refused in (
-        lambda: TOKENIZER.decode([0, bad]),
-        lambda: TOKENIZER.bytes_of(bad),
-        lambda: TOKENIZER.stream().push(bad),
-    ):
+    for refused in (lambda: TOKENIZER.decode([0, bad]), lambda: TOKENIZER.bytes_of(bad),
+                    lambda: TOKENIZER.stream().push(bad)):
         with pytest.raises(InputError):
             refused()
 

@@ -96,7 +96,9 @@ def test_no_floor_is_an_error_and_no_pass(
 
 
 @pytest.mark.parametrize("command", ["parity", "bisect", "flips"])
-def test_another_sample_is_an_error_and_no_pass(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_sample_is_an_error_and_no_pass(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The oracle is asked first; the candidate then reads a template of its own."""
     right, asked = reference_model.Model.chat_prompt, []
 

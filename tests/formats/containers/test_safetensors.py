@@ -167,12 +167,8 @@ def test_a_pickle_is_refused_by_its_own_name(tmp_path: Path) -> None:
 
 
 def tensors_to_write() -> list[Stored]:
-    arrays = {
-        "half": ("F16", (3, 5), 30),
-        "single": ("F32", (7,), 28),
-        "odd": ("I8", (3,), 3),
-        "brain": ("BF16", (4,), 8),
-    }
+    arrays = {"half": ("F16", (3, 5), 30), "single": ("F32", (7,), 28), "odd": ("I8", (3,), 3),
+              "brain": ("BF16", (4,), 8)}
     return [Stored(name, BY_NAME[kind], shape, lambda n=n: np.arange(n, dtype=np.uint8) * np.uint8(37))
             for name, (kind, shape, n) in arrays.items()]  # fmt: skip
 

@@ -24,22 +24,8 @@ from assay.goldens import BUILTIN
 from tests import apr_builder, hf_builder
 from tests.model_builder import KINDS, MERGES, TOKENS, Shape, build
 
-K_QUANTS = Shape(
-    n_layers=2,
-    hidden=256,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=64,
-    ffn=512,
-    tied=False,
-    types={
-        "attn_q": ["Q4_K", "Q6_K"],
-        "ffn_down": ["Q6_K"],
-        "token_embd": ["Q4_K"],
-        "output": ["Q6_K"],
-        "ffn_up": ["F16"],
-    },
-)
+K_QUANTS = Shape(n_layers=2, hidden=256, n_heads=4, n_kv_heads=2, head_dim=64, ffn=512, tied=False, types={
+    "attn_q": ["Q4_K", "Q6_K"], "ffn_down": ["Q6_K"], "token_embd": ["Q4_K"], "output": ["Q6_K"], "ffn_up": ["F16"]})
 FIVES = replace(K_QUANTS, types={"attn_q": ["Q5_0", "Q4_K"], "ffn_up": ["Q8_0"]})
 SMALL = Shape(n_layers=2, tied=False)
 ODD: dict[str, Any] = {
@@ -294,13 +280,8 @@ def test_what_was_written_wrong_is_not_kept(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(conversion, "write", write)
     derived = conversion.derived
     lost = "tokenizer.add_bos_token"
-    monkeypatch.setattr(
-        conversion,
-        "derived",
-        lambda form, facts, *rest, **options: {
-            key: value for key, value in derived(form, facts, *rest, **options).items() if key != lost
-        },
-    )
+    monkeypatch.setattr(conversion, "derived", lambda form, facts, *rest, **options: {
+        key: value for key, value in derived(form, facts, *rest, **options).items() if key != lost})
     source = build(tmp_path / "x2.gguf", SMALL, metadata={"tokenizer.ggml.add_bos_token": True})
     with pytest.raises(ModelError, match="add_bos"):
         convert(source, tmp_path / "y.apr")
