@@ -143,7 +143,7 @@ CONFIGS: dict[str, tuple[type[AssayError], dict[str, Any]]] = {
     "AWQ": (ModelError, {"quantization_config": {"quant_method": "awq"}}),
     "YaRN": (ModelError, {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
     "YaRN, newer": (ModelError, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}),
-    "a sliding window": (ModelError, {"use_sliding_window": True}),
+    "a sliding window": (ModelError, {"use_sliding_window": True, "sliding_window": 256, "max_window_layers": 0}),
     "GELU": (ModelError, {"hidden_act": "gelu"}),
     "no rope_theta": (FormatError, {"rope_theta": ...}),
     "rope_theta in words": (FormatError, {"rope_theta": "1e6"}),
