@@ -250,6 +250,7 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"a": 1, "a": 2}')
     assert code_of(folder) == "bad-json"
     with (folder / "config.json").open("wb") as file:
+        file.write(b"{")
         file.truncate(1 << 30)
     assert code_of(folder) == "json-too-large"
 
