@@ -12,9 +12,10 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from assay.formats.containers.foreign import PARTIAL, SNIFFED, demand_own, partial_beside
 from assay.formats.errors import FormatError
 
 WINDOW = 1 << 20
@@ -40,12 +41,12 @@ def shown_number(value: int) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
-    """Open a regular file for reading: (descriptor, its status).
+def opened(path: Path, *, text: bool = False) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a regular file for reading, text or not: (descriptor, its status).
 
     A pipe would block on open and a device never ends, so the status is looked at first; O_NONBLOCK and a
-    second look cover a path that is swapped in between. Codes: no-file, not-a-file; unreadable for any
-    OSError, also of the body.
+    second look cover a path that is swapped in between. Codes: no-file, not-a-file; those of ``foreign.py`` for
+    what only lies in a file's place; unreadable for any OSError, also of the body.
     """
     try:
         _demand_regular(_status(path), path)
@@ -53,9 +54,14 @@ def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
         try:
             status = os.fstat(fd)
             _demand_regular(status, path)
+            demand_own(os.pread(fd, SNIFFED, 0), status.st_size, path, text=text)
             yield fd, status
         finally:
             os.close(fd)
+    except FormatError as error:
+        if path.name.endswith(PARTIAL):
+            error.remedy = "By its name it is a download that is not finished: wait for it, or fetch it again."
+        raise
     except OSError as error:
         raise FormatError("unreadable", f"the file cannot be read: {error.strerror}", path=path, field="path",
                           remedy="Check its permissions and the disk.") from error
@@ -74,7 +80,15 @@ def _status(path: Path) -> os.stat_result:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: holds a NUL
         raise FormatError("no-file", "there is no such file", path=path, field="path",
-                          remedy="Check the path.") from error
+                          remedy=_where_else(path)) from error
+
+
+def _where_else(path: Path) -> str:
+    """What to do about a file that is not there."""
+    with suppress(OSError, ValueError):  # the name may be too long for another ending, or hold a NUL
+        if partial := next(iter(partial_beside(path)), None):
+            return f"{partial.name} is there: the download is not finished."
+    return "Check the path."
 
 
 def _demand_regular(status: os.stat_result, path: Path) -> None:

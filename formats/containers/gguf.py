@@ -12,6 +12,7 @@ A file is hostile until read. Every declared number is checked against the bytes
 used, and what fails raises :class:`assay.formats.errors.FormatError` with one of these codes:
 
     no-file not-a-file unreadable   the path names nothing, no regular file, or one that may not be read
+    empty-file git-lfs-pointer ...  something else lies in the file's place: formats/containers/foreign.py
     file-changed                    the file shrank or was written to while it was read or in use
     bad-magic bad-version           not GGUF; GGUF of another version
     big-endian                      GGUF for big-endian machines
@@ -110,7 +111,7 @@ def _read_header(cursor: Cursor) -> tuple[int, int, int]:
     if magic != b"GGUF":
         raise cursor.fail("bad-magic", f"the file starts with {magic!r}, a GGUF file with b'GGUF'",
                           "header.magic", 0,
-                          "Is it a web page, or a Git LFS pointer? Fetch the model file itself.")
+                          "Fetch a model file of a format that Assay reads.")
     version = cursor.u32("header.version")
     if version & 0xFFFF == 0 and version:
         raise cursor.fail("big-endian", "the file is written for big-endian machines", "header.version", 4,

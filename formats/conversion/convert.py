@@ -24,7 +24,8 @@ from typing import Any
 from assay.formats.containers.apr import COLUMN_MAJOR, KNOWN_FLAGS, REFUSED_FLAGS, ROW_MAJOR, SIGNED, Apr
 from assay.formats.containers.apr_writer import write_apr
 from assay.formats.containers.base import Container, Stored
-from assay.formats.containers.gguf_writer import write_gguf
+from assay.formats.containers.gguf import GGUF
+from assay.formats.containers.gguf_writer import VERSIONS, write_gguf
 from assay.formats.containers.hf_folder import TEMPLATE, TOKENIZER, HFFolder
 from assay.formats.containers.opening import open_container
 from assay.formats.containers.safetensors_writer import write_shards
@@ -193,6 +194,8 @@ def sidecar_of(before: Opened, target: str, planned: Sequence[Planned]) -> sidec
                       if len(p.source.shape) < 2 and p.type.name == "F32" != p.source.type.name}  # fmt: skip
     if isinstance(before.container, Apr):
         keep["flags"] = before.container.header.flags & FLAGS
+    if isinstance(before.container, GGUF) and before.container.version != VERSIONS[-1]:
+        keep["version"] = before.container.version
     return {key: value for key, value in keep.items() if value} or None
 
 
@@ -252,7 +255,7 @@ def write(before: Opened, path: Path, form: str, treatment: str | None, every: b
     order = {name: i for i, name in enumerate(names or usual_names(form, before, copied_output=copied))}
     tensors = [p.stored() for p in sorted(planned, key=lambda p: order.get(p.renamed, len(order)))]
     if form == "gguf":
-        write_gguf(path, metadata, tensors, progress=progress)
+        write_gguf(path, metadata, tensors, version=keepsake.version_of(keep), progress=progress)
     elif form == "apr":
         if copied:
             tensors += copy_of_embedding(planned, canonical_names(names))

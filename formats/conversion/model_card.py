@@ -84,15 +84,15 @@ def facts_of(container: Container, model: Qwen2) -> Facts:
     meta: Any = container.metadata
     name, about, pad_id = None, {}, None
     if isinstance(container, GGUF):
-        name = meta.string("general.name", default=None)
+        name = meta.description("general.name", [])
         pad_id = meta.integer("tokenizer.ggml.padding_token_id", default=-1)
-        about = {ours: meta.string(key, default=None) for ours, key in ABOUT.items()}
+        about = {ours: meta.description(key, []) for ours, key in ABOUT.items()}
     elif isinstance(container, Apr):
-        name = meta.string("name", default=None)
+        name = meta.description("name", [])
         pad_id = meta.integer("tokenizer.padding_token_id", default=-1)
-        about = {key: meta.string(key, default=None) for key in ABOUT}
+        about = {key: meta.description(key, []) for key in ABOUT}
     elif isinstance(container, HFFolder):
-        name = JsonFile(container, CONFIG).get("_name_or_path", str, None)
+        name = JsonFile(container, CONFIG).description("_name_or_path", [])
         pad_id = special_id(container, "pad", {token: i for i, token in enumerate(model.vocabulary.tokens)})
     known = pad_id is not None and 0 <= pad_id < len(model.vocabulary)
     return Facts(name or None, model.config, model.vocabulary, model.chat_template, pad_id if known else None,

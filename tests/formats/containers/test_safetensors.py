@@ -74,7 +74,7 @@ def test_trailing_spaces_belong_to_the_header(tmp_path: Path) -> None:
 
 X8 = entry("I8", [8])
 HOSTILE = {
-    "an empty file": ("truncated", b""),
+    "an empty file": ("empty-file", b""),
     "half a size": ("truncated", b"\x08\0\0"),
     "a header that the file does not have": ("truncated", whole(b"{}", size=3)),
     "a header of 2**64 - 1 bytes": ("header-too-large", whole(b"{}", size=2**64 - 1)),

@@ -71,7 +71,16 @@ SOURCES: dict[str, Any] = {
     "another name of the pattern": lambda path: build(path, K_QUANTS, metadata={
         "tokenizer.ggml.pre": "deepseek-r1-qwen"}),
     "alignment 64": lambda path: build(path, K_QUANTS, metadata={"general.alignment": 32}),
+    "version 2": lambda path: as_version_2(build(path, K_QUANTS)),
+    "version 2, odd metadata": lambda path: as_version_2(build(path, K_QUANTS, metadata=ODD)),
 }  # fmt: skip
+
+
+def as_version_2(path: Path) -> Path:
+    """The file in the version before: the layout is the same."""
+    raw = path.read_bytes()
+    path.write_bytes(raw[:4] + (2).to_bytes(4, "little") + raw[8:])
+    return path
 
 
 @pytest.mark.parametrize("case", SOURCES)
@@ -328,6 +337,11 @@ KEEPSAKES: dict[str, Any] = {
         {"key": "tokenizer.chat_template", "type": "string", "value": "evil"}], "absent": []}},
     "names that are numbers": {"tensors": [1]},
     "names that are text": {"tensors": "x"},
+    "version 1": {"version": 1},
+    "version 4": {"version": 4},
+    "a version that is true": {"version": True},
+    "a version that is text": {"version": "2"},
+    "a version as a float": {"version": 2.0},
     "dtypes that are a list": {"dtypes": []},
     "dtypes that are numbers": {"dtypes": {"x": 1}},
 }  # fmt: skip
@@ -341,6 +355,21 @@ def test_keepsakes_that_lie(tmp_path: Path, case: str) -> None:
     with pytest.raises(AssayError) as caught:
         convert(source, tmp_path / "x.gguf")
     assert str(caught.value).isprintable() and os.listdir(tmp_path) == ["x.apr"]
+
+
+@pytest.mark.parametrize("through", ["apr", "hf", "gguf"])
+def test_gguf_version_2_stays_version_2(tmp_path: Path, through: str) -> None:
+    """Through any format, and with tensors in other types on the way."""
+    source = as_version_2(build(tmp_path / "x.gguf", SMALL))
+    middle, back = tmp_path / ("hf" if through == "hf" else f"y.{through}"), tmp_path / "back.gguf"
+    convert(source, middle, treatment="BF16", every=True)
+    convert(middle, back)
+    assert read_gguf(back).version == 2
+
+
+def test_what_never_was_gguf_becomes_version_3(tmp_path: Path) -> None:
+    convert(apr_builder.build(tmp_path / "x.apr", SMALL), tmp_path / "x.gguf")
+    assert read_gguf(tmp_path / "x.gguf").version == 3
 
 
 def test_a_template_changed_in_between_stays_changed(tmp_path: Path) -> None:
