@@ -69,7 +69,7 @@ def flavour_of(template: str) -> Flavour:
     """What ``template`` means; TemplateError if it is missing or none that the oracle knows."""
     if not isinstance(template, str) or not template:
         raise TemplateError("the model has no chat template", where="tokenizer.chat_template",
-                            remedy="It is no chat model: give raw text as the prompt.")  # fmt: skip
+                            remedy="It is not a chat model: give raw text as the prompt.")  # fmt: skip
     known = FLAVOURS.get(digest_of(as_jinja_reads(template)))
     if known is None:
         raise TemplateError(f"the oracle does not know the chat template with SHA-256 {digest_of(template)}",

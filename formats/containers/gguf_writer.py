@@ -38,7 +38,7 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Sequenc
 
     ``version`` is 3, or 2 for what is to be the same file as another of that version. Raises InputError if the format
     cannot hold what is given (a version that is neither, a name too long or twice, more than 4 axes, a type that ggml
-    does not have, rows that are no whole blocks), if a tensor's bytes are not as many as its shape says, and as
+    does not have, rows that are not whole blocks), if a tensor's bytes are not as many as its shape says, and as
     :func:`assay.formats.system.atomic_file.replacing`.
     """
     if type(version) is not int or version not in VERSIONS:

@@ -18,7 +18,7 @@ def open_container(path: str | Path, *, strict: bool = False) -> Container:
     """Open a file of tensors, its format told by its first bytes (never by its name), or a Hugging Face folder.
 
     ``strict`` rejects what is otherwise a warning; each reader says what. Raises FormatError: the codes of
-    ``foreign.py`` for what is no model file at all; bad-magic for a file of no known format; and the reader's own
+    ``foreign.py`` for what is not a model file at all; bad-magic for a file of no known format; and the reader's own
     codes; no other exception, whatever the file holds.
     """
     path = Path(path)

@@ -255,7 +255,7 @@ def write(before: Opened, path: Path, form: str, treatment: str | None, every: b
     order = {name: i for i, name in enumerate(names or usual_names(form, before, copied_output=copied))}
     tensors = [p.stored() for p in sorted(planned, key=lambda p: order.get(p.renamed, len(order)))]
     if form == "gguf":
-        write_gguf(path, metadata, tensors, version=keepsake.version_of(keep), progress=progress)
+        write_gguf(path, metadata, tensors, version=sidecar.version_of(keep), progress=progress)
     elif form == "apr":
         if copied:
             tensors += copy_of_embedding(planned, canonical_names(names))

@@ -1,7 +1,7 @@
 """What a file may state beside a plain Qwen2 model without changing it: told from what does change it by the equations.
 
 Every reader of a container asks here. What has no effect is let pass, with a warning where a number of the file is
-ignored for it; what has one is refused as not supported, which is no fault of the file.
+ignored for it; what has one is refused as not supported, which is not a fault of the file.
 """
 
 from __future__ import annotations

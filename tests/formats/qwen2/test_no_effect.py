@@ -114,7 +114,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
         rope__scaling__type="yarn", rope__scaling__factor=1.0, rope__scaling__attn_factor=1.1), "rope scaling"),
     "gguf, attention by 2 alone": ("gguf", gguf(rope__scaling__attn_factor=2.0), "rope scaling"),
     "gguf, longrope": ("gguf", gguf(rope__scaling__type="longrope", rope__scaling__factor=1.0), "rope scaling"),
-    "gguf, a factor that is no number": ("gguf", gguf(rope__scaling__factor=float("nan")), "rope scaling"),
+    "gguf, a factor that is not a number": ("gguf", gguf(rope__scaling__factor=float("nan")), "rope scaling"),
     "gguf, a window": ("gguf", gguf(attention__sliding_window=511), "3 of its 3 layers"),
     "gguf, other kv heads in a layer": ("gguf", gguf(attention__head_count_kv=[1, 2, 1]), "layer to layer"),
     "gguf, other widths in a layer": ("gguf", gguf(feed_forward_length=[48, 48, 32]), "layer to layer"),
