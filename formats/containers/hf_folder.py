@@ -156,5 +156,5 @@ def read_text(path: Path, most: int) -> str:
 def no_model(path: Path, detail: str) -> FormatError:
     """The error for a folder without a model; it names a model file that is in the folder."""
     file = next(iter(sorted([*path.glob("*.gguf"), *path.glob("*.apr")])), None)
-    remedy = f"Give {shown(file.name)}, which is in it." if file else "Give a model file, or a folder as of huggingface.co."
+    remedy = f"Give {shown(file.name)}, which is in it." if file else "Give a model file or a Hugging Face folder."
     return FormatError("no-model", f"{detail}, so this folder holds no model", path=path, field="path", remedy=remedy)
