@@ -99,8 +99,15 @@ def test_help_and_version() -> None:
         assert (said.code, said.err) == (0, "")
         assert "assay" in said.out
     assert "130 interrupted" in " ".join(assay("--help").out.split())
-    assert assay().code == 2
     assert assay("nosuch").is_refusal(2)
+
+
+def test_without_arguments_it_says_what_to_try_first() -> None:
+    said = assay()
+    assert (said.code, said.err) == (0, "")
+    tried = [line.split()[1] for line in said.out.splitlines() if line.startswith("  assay ")]
+    assert 4 <= len(tried) <= 5 and set(tried) <= set(cli.COMMANDS) and "--help" in said.out
+    assert len(said.out.splitlines()) < 15
 
 
 def test_a_process_speaks_utf8_on_standard_output_only() -> None:
