@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from assay.commands import options, tables
 from assay.commands.run import parse_ids, prompt_text
 from assay.formats import InputError, SampleError
 from assay.formats.errors import DIFFERENT, UNDECIDED
-from assay.formats.system.atomic_file import Progress, demand_free, replacing
+from assay.formats.system.atomic_file import Progress, demand_apart, demand_free, replacing
 from assay.judging.engines_under_test import Arms, opened
 from assay.judging.judge import PATHS
 from assay.parity.flips import Account
@@ -90,10 +90,24 @@ def flips_line(counted: Account) -> str:
 
 
 def demand_all_free(*paths: Path | None, force: bool) -> None:
-    """Raise InputError, before any work is done, if a file that is to be written is there already and not ``force``."""
+    """Raise InputError, before any work is done, for a file to be written that is there already, unless ``force``.
+
+    And for two that would be the same.
+    """
+    wanted = [path for path in paths if path is not None]
+    for path in wanted:
+        demand_free(path, force=force)
+    if len({path.resolve() for path in wanted}) < len(wanted):
+        raise InputError("two files of the same name would be written", where=str(wanted[0]),
+                         remedy="Give each a name of its own")  # fmt: skip
+
+
+def demand_not_read(judged: Arms, others: Iterable[Path | None], *paths: Path | None) -> None:
+    """Raise InputError for a file to be written that is the model, or one of ``others`` that are read."""
+    sources = [*judged.file.files, *(other for other in others if other is not None)]
     for path in paths:
         if path is not None:
-            demand_free(path, force=force)
+            demand_apart(path, sources)
 
 
 def as_typed() -> str:

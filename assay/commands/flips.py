@@ -23,6 +23,7 @@ from assay.commands.comparison import (
     caveat,
     comparing,
     demand_all_free,
+    demand_not_read,
     exit_code,
     flips_line,
     flips_of,
@@ -72,6 +73,7 @@ def command(
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
                     taps=False, endpoint_model=endpoint_model) as (judged, sample, progress)):  # fmt: skip
+        demand_not_read(judged, [prompt_file], junit)
         positions = judge_flips(judged, sample, path, runs, progress)
         written = judge_free_run(judged, sample, free, runs, progress) if free else None
     if positions is None:
