@@ -85,8 +85,15 @@ def flips_line(counted: Account) -> str:
     """The flips in one line."""
     return (f"{counted.observed} of {counted.positions:,} tokens flipped, {counted.expected:.2f} expected "
             f"(p = {counted.p_value:.3f}), {len(counted.unexplained)} unexplained; leads moved {counted.noise:.2g} "
-            f"times the predicted noise; KL {counted.kl_mean:.2e} ± {counted.kl_error:.0e} nats, "
+            f"times the predicted noise; {kl_of(counted)}, "
             f"top-1 {counted.top1:.2%}")  # fmt: skip
+
+
+def kl_of(counted: Account) -> str:
+    """The mean KL and its standard error. Of an engine that names only some tokens it is known from below only."""
+    if counted.kl_is_bound and counted.kl_mean == 0:
+        return "KL too small for the tokens named to show"
+    return f"KL {'at least ' * counted.kl_is_bound}{counted.kl_mean:.2e} ± {counted.kl_error:.0e} nats"
 
 
 def demand_all_free(*paths: Path | None, force: bool) -> None:

@@ -102,7 +102,7 @@ def command(
     else:
         show(doubtful)
         tables.line(flips_line(counted))
-        show_statistics(statistics(positions.divergence))
+        show_statistics(statistics(positions.divergence), counted.kl_is_bound)
         if written:
             show_writing(as_facts(judged, written))
         if taken_on_trust := caveat(judged.candidate.fingerprint()):
@@ -139,9 +139,10 @@ def show(doubtful: list[dict[str, Any]]) -> None:
         tables.line()
 
 
-def show_statistics(said: dict[str, Any]) -> None:
+def show_statistics(said: dict[str, Any], bound: bool) -> None:
     """The most telling of the figures of --kl-divergence; --json has all of them."""
     line = f"KL: median {said['kld_50']:.1e}, 99% {said['kld_99']:.1e}, largest {said['maximum_kld']:.1e}"
+    line += " at least: not every token is named" * bound
     if said[f"same_top_{TOP}"] is not None:
         line += f"; {said[f'same_top_{TOP}']:.1%} of the top {TOP} shared"
     if "rms_dp" in said:

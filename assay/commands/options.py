@@ -38,7 +38,13 @@ TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps al
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability, 1e-6 to 1.")]
 MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the likeliest, 0 to 1.")]
 RepeatPenalty = Annotated[float, typer.Option(help="Make tokens already seen less likely, 1e-6 to 1e6; 1 is off.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same text, on either engine; 0 to 2^64 - 1.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="Of the draws, 0 to 2^64 - 1. Same seed, same ids, on one engine, arithmetic, machine and version; on "
+        "another the draws are the same, but rounding can tip one to another token."
+    ),
+]
 Special = Annotated[
     bool, typer.Option("--special/--no-special", help="Read <|im_start|> and its kin as control tokens.")
 ]
