@@ -23,7 +23,7 @@ from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
 from assay.formats.errors import InputError, ModelError
 
 QWEN2 = (
@@ -128,7 +128,10 @@ class Tokenizer:
         return ids if ids and ids[0] == bos_id else [bos_id, *ids]
 
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
-        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens."""
+        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens.
+
+        An UNUSED id, to which the file gives no text, is read as ``<undefined 151665>``.
+        """
         return b"".join([self._shown(token_id, special) for token_id in ids]).decode("utf-8", "replace")
 
     def stream(self, *, special: bool = True) -> Stream:
@@ -147,6 +150,8 @@ class Tokenizer:
         if not 0 <= index < len(self.vocabulary):
             raise InputError(f"token id {index} is not in 0..{len(self.vocabulary) - 1}", where="ids")
         token, kind = self.vocabulary.tokens[index], self.vocabulary.kinds[index]
+        if kind == UNUSED:
+            return UNDEFINED.format(index).encode()
         if kind != NORMAL:
             return b"" if kind == CONTROL and not special else token.encode()
         try:

@@ -17,6 +17,7 @@ may reach a user: an ``IndexError`` or a ``MemoryError`` from hostile input is a
     9     SampleError      two engines were not shown the same sample, so nothing was compared
     10    -                no error: no verdict, for want of a floor (``UNDECIDED``)
     130   -                interrupted (Ctrl-C)
+    129   -                told to end by SIGHUP, as 143 by SIGTERM: 128 + the signal's number
 """
 
 from __future__ import annotations

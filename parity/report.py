@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from assay.formats.system.printable import printable
 from assay.parity.sample import place
 
 CELL, LEFT, TOP = 22, 110, 22
@@ -63,9 +64,9 @@ def page(*, title: str, verdict: str, green: bool | None, reason: str, facts: Ma
     """The whole page. ``green`` None is for a comparison that did not take place."""
     colour = "grey" if green is None else "green" if green else "red"
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p><span class="verdict {colour}">{escape(verdict)}</span> {escape(reason)}</p>',
-        f"<p><code>{escape(command)}</code></p>",
+        f"<h1>{shown(title)}</h1>",
+        f'<p><span class="verdict {colour}">{shown(verdict)}</span> {shown(reason)}</p>',
+        f"<p><code>{shown(command)}</code></p>",
     ]
     if cells:
         parts += ["<h2>Each stage's local error, in floors</h2>",
@@ -75,7 +76,7 @@ def page(*, title: str, verdict: str, green: bool | None, reason: str, facts: Ma
                   f'<div class="wide">{heat_map(cells, tolerance)}</div>']  # fmt: skip
     if tokens:
         parts += ["<h2>The text, each token by what it would take to flip the one after it</h2>",
-                  f'<p>{escape(flips)}</p><p class="soft">White: the next token is certain. The darker, the nearer its '
+                  f'<p>{shown(flips)}</p><p class="soft">White: the next token is certain. The darker, the nearer its '
                   "margin is to the noise of the declared arithmetic; red outline: it flipped.</p>",
                   f'<div class="text">{shaded(tokens)}</div>',
                   "<h2>Margins against predicted noise</h2>",
@@ -83,10 +84,15 @@ def page(*, title: str, verdict: str, green: bool | None, reason: str, facts: Ma
                   f'<div class="wide">{scatter(tokens)}</div>']  # fmt: skip
     if cells:
         parts += ["<h2>Stages</h2>", table(cells)]
-    rows = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in facts.items())
+    rows = "".join(f"<tr><td>{shown(key)}</td><td>{shown(value)}</td></tr>" for key, value in facts.items())
     parts.append(f"<h2>Environment</h2><table>{rows}</table>")
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{shown(title)}</title>'
             f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n")  # fmt: skip
+
+
+def shown(text: str) -> str:
+    """Text of unknown origin as the page holds it: nothing in it is HTML, or turns what follows it around."""
+    return escape(printable(text, keep="\n\t"))
 
 
 def heat(ratio: float, tolerance: float) -> str:
@@ -122,7 +128,7 @@ def heat_map(cells: Sequence[Cell], tolerance: float) -> str:
             f"{where}: {cell.over_floor:.2f} floors, local error {cell.local:.2e}, accumulated {cell.accumulated:.2e}"
         )
         out.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" rx="3" stroke="#d0d5dd" '
-                   f'fill="{heat(cell.over_floor, tolerance)}"><title>{escape(says)}</title></rect>')  # fmt: skip
+                   f'fill="{heat(cell.over_floor, tolerance)}"><title>{shown(says)}</title></rect>')  # fmt: skip
     return "".join([*out, legend(tolerance, below), "</svg>"])
 
 
@@ -148,7 +154,7 @@ def shaded(tokens: Sequence[Token]) -> str:
                 f"flip probability {token.probability:.2g}")  # fmt: skip
         background = mixed((255, 255, 255), (253, 176, 34), share)
         flip = ' class="flip"' if token.flipped else ""
-        out.append(f'<span{flip} style="background:{background}" title="{escape(says)}">{escape(token.text)}</span>')
+        out.append(f'<span{flip} style="background:{background}" title="{shown(says)}">{shown(token.text)}</span>')
     return "".join(out)
 
 
@@ -181,7 +187,7 @@ def scatter(tokens: Sequence[Token], width: int = 560, height: int = 360) -> str
         px, py = at(x, y)
         colour = "#b42318" if token.flipped else "#2970ff"
         out.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.2" fill="{colour}" fill-opacity=".55">'
-                   f"<title>{escape(repr(token.text))} then {escape(repr(token.next))}</title></circle>")  # fmt: skip
+                   f"<title>{shown(repr(token.text))} then {shown(repr(token.next))}</title></circle>")  # fmt: skip
     middle = height / 2
     out.append(f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">predicted noise of the margin (logits)'
                f'</text><text x="14" y="{middle}" transform="rotate(-90 14 {middle})" text-anchor="middle">margin'

@@ -45,7 +45,7 @@ from itertools import groupby
 from unicodedata import category, combining, normalize
 
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
 from assay.formats.errors import InputError, ModelError
 
 PRE_TOKENISERS = ("qwen2", "deepseek-r1-qwen")
@@ -299,7 +299,10 @@ class Tokenizer:
         return self._with_bos(ids) if wanted else ids
 
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
-        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens."""
+        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens.
+
+        An UNUSED id, to which the file gives no text, is read as ``<undefined 151665>``.
+        """
         return b"".join(self._shown_bytes(token_id, special) for token_id in ids).decode(errors="replace")
 
     def stream(self, *, special: bool = True) -> Stream:
@@ -310,6 +313,8 @@ class Tokenizer:
         """The bytes one token stands for. InputError for an id outside the vocabulary."""
         token_id = self._checked(token_id)
         token = self.vocabulary.tokens[token_id]
+        if self.vocabulary.kinds[token_id] == UNUSED:
+            return UNDEFINED.format(token_id).encode()
         if self.vocabulary.kinds[token_id] != NORMAL:
             return token.encode()
         try:

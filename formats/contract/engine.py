@@ -43,8 +43,11 @@ class Sampling:
     Applied in this order: repeat penalty (every id seen so far, prompt included: positive logits are divided
     by it, negative ones multiplied), temperature, top-k, top-p (on the renormalised survivors), min-p
     (relative to the most likely survivor), then one draw. The draw for the t-th generated token is the
-    inverse of the cumulative distribution, in id order, at the uniform number Threefry-2x32(seed, t), so the
-    same seed means the same text on every engine.
+    inverse of the cumulative distribution, in id order, at the uniform number Threefry-2x32(seed, t).
+
+    What a seed promises: the same uniform numbers on every engine; and the same ids from the same prompt, read in
+    the same way (a chat's cache holds what was decoded), on one engine, arithmetic, machine and version. Elsewhere
+    logits differ by rounding, and a uniform number next to an edge of the distribution can fall to its other side.
     """
 
     temperature: float = 0.0

@@ -12,7 +12,6 @@ compared with the source (``formats/conversion/census.py``), and gets its name o
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,16 @@ from assay.formats.errors import FormatError, InputError, ModelError
 from assay.formats.model_file import check_tensors, described, tensor_of
 from assay.formats.qwen2.description import Qwen2
 from assay.formats.qwen2.tensor_names import hf_name
-from assay.formats.system.atomic_file import Progress, cannot_write, demand_free, place, quiet, replacing, unfinished
+from assay.formats.system.atomic_file import (
+    Progress,
+    cannot_write,
+    demand_apart,
+    demand_free,
+    place,
+    quiet,
+    replacing,
+    unfinished,
+)
 from assay.formats.system.atomic_folder import demand_replaceable, place_folder
 
 TYPE_KEYS = ("general.file_type", "torch_dtype", "dtype")
@@ -89,7 +97,7 @@ def convert(source: str | Path, target: str | Path, *, to: str | None = None, tr
     begun = time.perf_counter()
     source, target = Path(source), Path(target)
     form = to or format_of(target)
-    demand_apart(source, target)
+    demand_distinct_places(source, target)
     demand_vacant(target, form, force=force)
     before = opened(source)
     before.container.verify(progress)
@@ -128,14 +136,14 @@ def format_of(target: Path) -> str:
                      remedy=f"End it in .gguf or .apr, name a folder, or give --to {' | '.join(FORMATS)}")  # fmt: skip
 
 
-def demand_apart(source: Path, target: Path) -> None:
+def demand_distinct_places(source: Path, target: Path) -> None:
     """Raise InputError if reading the one would be writing the other, or the target is a symbolic link."""
     if target.is_symlink():
         raise InputError("the target is a symbolic link", where=str(target),
                          remedy="Name the file itself, so that it is clear what is replaced")  # fmt: skip
-    if source.exists() and target.exists() and os.path.samefile(source, target):
-        raise InputError("source and target are the same file", where=str(target), remedy="Give another name")
-    if source.exists() and target.is_dir() and target.resolve() in source.resolve().parents:
+    files = [source, *(source.iterdir() if source.is_dir() else ())]
+    demand_apart(target, files)
+    if target.is_dir() and any(target.resolve() in file.resolve().parents for file in files if file.exists()):
         raise InputError("the source lies in the folder that would be replaced", where=str(target),
                          remedy="Give another name")  # fmt: skip
 
