@@ -26,10 +26,10 @@ from assay.accel.pack import pack, plan
 from assay.accel.programs import Programs, give_back_memory
 from assay.accel.rope import rope_table
 from assay.accel.sampler import Choice, Settings, settings_of
-from assay.accel.steps import State, decode, read, read_all, untapped
+from assay.accel.steps import State, decode, read, read_all
 from assay.accel.tokenizer import Tokenizer
 from assay.formats import InputError, ModelFile, NumericError
-from assay.formats.contract.engine import Prompt, Sampling, Tap
+from assay.formats.contract.engine import Prompt, Sampling, Tap, identity
 
 ARITHMETICS = ("fast", "f32")
 """The first is the default; ``accel/matmul.py`` says what each computes."""
@@ -64,7 +64,7 @@ class Model:
         self._programs_with_taps = Programs()
         self._rope_tables: dict[int, jax.Array] = {}
         self._end_ids = np.array(sorted(file.vocabulary.end_ids), np.int32)
-        self._read_all = jax.jit(partial(read_all, file.config, arith, untapped))
+        self._read_all = jax.jit(partial(read_all, file.config, arith, identity))
         self._read_tapped = jax.jit(partial(read_all, file.config, arith, self._device_tap))
         self._tap: Tap | None = None
         self._n_shown = 0

@@ -30,6 +30,7 @@ from assay.accel.layout import LAYOUTS, parts_of
 from assay.formats import ModelFile, Tensor
 from assay.formats.blocks.ggml_types import BY_NAME
 from assay.formats.contract.config import layer_tensors
+from assay.formats.system.progress import quiet
 
 OUTPUT_SLICES = 16
 """The partial sums of a whole output matrix would be tens of megabytes; those of a slice stay in the cache."""
@@ -250,12 +251,8 @@ def packed_of(type_name: str, parts: dict[str, Any]) -> Packed:
     return Packed(words, scales, parts, type_name)
 
 
-def nothing() -> None:
-    """What is done where nobody asks for anything."""
-
-
 def fill(planned: Packed, readers: Sequence[Callable[[], Iterable[np.ndarray]]],
-         release: Callable[[], None] = nothing, filled: Callable[[], None] = nothing) -> Packed:  # fmt: skip
+         release: Callable[[], None] = quiet, filled: Callable[[], None] = quiet) -> Packed:  # fmt: skip
     """Pack the chunks of rows that each reader yields, one after the other, into its slot.
 
     ``release`` is called after each chunk, ``filled`` after each slot. What was packed is not needed a second time:

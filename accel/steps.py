@@ -21,21 +21,18 @@ from assay.accel.rms_norm import rms_norm
 from assay.accel.rope import rotate
 from assay.accel.sampler import Choice, Settings, choose
 from assay.formats.contract.config import Config, layer_tensors
+from assay.formats.contract.engine import identity
 
 MOST_STEPS = 16
 """Tokens that are decoded at most before the host looks."""
 
 DeviceTap = Callable[[str, jax.Array | int, jax.Array], jax.Array]
-
-
-def untapped(stage: str, layer: jax.Array | int, activation: jax.Array) -> jax.Array:
-    """The tap that does nothing, and leaves nothing in the compiled program."""
-    return activation
+"""A tap inside a compiled program; the identity leaves nothing in it."""
 
 
 def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: jax.Array, turns: jax.Array,
             k_cache: jax.Array, v_cache: jax.Array,
-            tap: DeviceTap = untapped) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+            tap: DeviceTap = identity) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Read ids [n_sequences, n_tokens] at positions ``start`` [n_sequences] .. of each sequence.
 
     turns [capacity, 2, head_dim/2]: the RoPE table. Caches as in ``KVCache``. Returns the normalised residual stream

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from assay.formats.system.atomic_file import Progress as Callback
-from assay.formats.system.atomic_file import quiet
+from assay.formats.system.progress import Progress as Callback
+from assay.formats.system.progress import quiet
 from assay.output import Output
 
 

@@ -42,12 +42,15 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
     NaN in ``found`` is a token that an engine did not name; what it did name are log-probabilities then. All the
     unnamed count as one outcome, which can only make the divergence smaller (data processing inequality).
     """
+    from scipy.special import log_softmax
+
     parts = []
     for at in range(0, len(exact), rows):
-        p, q = log_softmax(exact[at : at + rows]), np.asarray(found[at : at + rows], np.float64)
+        p, q = (np.asarray(logits[at : at + rows], np.float64) for logits in (exact, found))
+        p = log_softmax(p, axis=1)
         unnamed = np.isnan(q)
         if not unnamed.any():
-            q = log_softmax(q)
+            q = log_softmax(q, axis=1)
             kl = kl_of(p, q)
         else:
             named = np.where(unnamed, 0.0, np.exp(p) * (p - q)).sum(1)
@@ -81,12 +84,6 @@ def kl_of(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def likeliest(x: np.ndarray, n: int) -> list[list[int]]:
     """The ``n`` largest of each row, in no order; unnamed tokens come last."""
     return np.argpartition(-np.where(np.isnan(x), -np.inf, x), n - 1, axis=1)[:, :n].tolist()
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """x_i - log Σ_j exp(x_j) over the last axis, in f64, shifted so that exp cannot overflow."""
-    x = x.astype(np.float64) - x.max(1, keepdims=True)
-    return x - np.log(np.exp(x).sum(1, keepdims=True))
 
 
 def statistics(found: Divergence) -> dict[str, float | None]:

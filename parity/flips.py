@@ -8,6 +8,7 @@ the Poisson-binomial distribution; it is computed exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -101,13 +102,12 @@ def joined(parts: Sequence[Positions]) -> Positions:
 
 
 def poisson_binomial(probabilities: np.ndarray) -> np.ndarray:
-    """P(exactly k of independent events happen), f64 [n + 1]; event i has probability ``probabilities[i]``."""
-    mass = np.zeros(len(probabilities) + 1)
-    mass[0] = 1.0
-    for n, p in enumerate(probabilities, start=1):
-        mass[1 : n + 1] = mass[1 : n + 1] * (1 - p) + mass[:n] * p
-        mass[0] *= 1 - p
-    return mass
+    """P(exactly k of independent events happen), f64 [n + 1]; event i has probability ``probabilities[i]``.
+
+    The coefficients of the generating polynomial Π_i (1 - p_i + p_i x). (``scipy.stats.poisson_binom`` has the same
+    bits, but of all k at once it takes n² numbers: 1.6 GB for 10,000 positions.)
+    """
+    return reduce(np.convolve, np.stack([1 - probabilities, probabilities], axis=1), np.ones(1))
 
 
 def count_p_value(probabilities: np.ndarray, observed: int) -> float:

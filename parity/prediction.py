@@ -10,7 +10,6 @@ p_i = 1 - Π_j (1 - p_ij). Without what is lent, 4 runs predict a sixth too many
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ def predict(exact: np.ndarray, oracle: Tapped, ids: Sequence[int], declared: Pre
             kept: Kept = anew) -> Prediction:  # fmt: skip
     """The prediction for every position of ``ids``, whose true logits are ``exact`` [n_tokens, n_vocab].
 
-    ``runs`` (even) perturbed runs of ``oracle`` make the floor, unless ``kept`` knows it from an earlier day.
+    ``runs`` perturbed runs of ``oracle`` make the floor, unless ``kept`` knows it from an earlier day.
     """
     exact = np.asarray(exact, np.float64)
     ranked = np.argpartition(-exact, RIVALS, axis=1)[:, : RIVALS + 1]
@@ -80,48 +79,35 @@ def logit_gap(logits: np.ndarray, ranked: np.ndarray) -> np.ndarray:
 
 
 def moderated(variances: np.ndarray, runs: int) -> tuple[np.ndarray, int]:
-    """Standard deviations from variances that ``runs`` draws gave, and their degrees of freedom (even).
+    """Standard deviations from variances that ``runs`` draws gave, and their degrees of freedom.
 
     Where the logarithms of the variances scatter as ``runs`` draws make equal ones scatter, trigamma(runs / 2), all of
     them are equal and each is estimated by all. What they scatter beyond that is real, and limits what they lend.
     """
+    from scipy.special import polygamma  # here, as wherever scipy is used: `assay --help` need not wait for it
+
     positive = variances[variances > 0]
     if len(positive) < 2:
         return np.sqrt(variances), runs
     logs = np.log(positive)
-    scatter = float(logs.var(ddof=1)) - trigamma(runs / 2)
-    lent = next((d for d in range(2, MOST_LENT, 2) if trigamma(d / 2) <= scatter), MOST_LENT)
+    scatter = float(logs.var(ddof=1)) - polygamma(1, runs / 2)
+    lent = next((d for d in range(2, MOST_LENT, 2) if polygamma(1, d / 2) <= scatter), MOST_LENT)
     common = np.exp(logs.mean() - log_bias(runs) + log_bias(lent))
     return np.sqrt((lent * common + runs * variances) / (lent + runs)), lent + runs
 
 
-def log_bias(freedom: float) -> float:
+def log_bias(freedom: int) -> float:
     """E[log s²] - log σ², s² estimated with so many degrees of freedom: digamma(f / 2) - log(f / 2)."""
-    x, h = freedom / 2, 1e-4
-    return (math.lgamma(x + h) - math.lgamma(x - h)) / (2 * h) - math.log(x)
+    from scipy.special import digamma
 
-
-def trigamma(x: float) -> float:
-    """The second derivative of log Γ, by differences."""
-    h = 1e-3
-    return (math.lgamma(x + h) - 2 * math.lgamma(x) + math.lgamma(x - h)) / h**2
+    return float(digamma(freedom / 2) - np.log(freedom / 2))
 
 
 def flip_probability(gaps: np.ndarray, sigmas: np.ndarray, freedom: int) -> np.ndarray:
     """Probability [n] that one of the rivals overtakes; gaps and sigmas [n, RIVALS]."""
+    from scipy.special import stdtr
+
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(sigmas > 0, gaps / sigmas, np.where(gaps > 0, np.inf, 0.0))
-    return 1 - np.prod(1 - student_tail(t, freedom), axis=1)
-
-
-def student_tail(t: np.ndarray, freedom: int) -> np.ndarray:
-    """P(T > t) for Student's t with an even number of degrees of freedom (Abramowitz and Stegun 26.7.4)."""
-    if freedom < 2 or freedom % 2:
-        raise ValueError(f"{freedom} degrees of freedom: the closed form is for even numbers")
-    cosine2 = freedom / (freedom + np.square(t))
-    sine = np.sign(t) * np.sqrt(1 - cosine2)
-    term, total = np.ones_like(cosine2), np.ones_like(cosine2)
-    for k in range(1, freedom // 2):
-        term = term * cosine2 * (2 * k - 1) / (2 * k)
-        total = total + term
-    return np.clip((1 - sine * total) / 2, 0.0, 1.0)
+        none_wins = np.log1p(-stdtr(freedom, -t)).sum(axis=1)  # a logarithm: 1 - Π would lose what is below 1e-16
+    return np.abs(np.expm1(none_wins))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from assay.formats import InputError, NumericError
-from assay.formats.contract.engine import Tap
+from assay.formats.contract.engine import Tap, identity
 from assay.parity.distance import Distance, distance
 from assay.parity.precision import Key, Precision, Tapped, each_run
 from assay.parity.sample import check_shapes
@@ -38,11 +38,6 @@ def demand_few(ids: Sequence[int], where: str, remedy: str) -> None:
         raise InputError(f"{len(ids)} tokens, but stages are kept for at most {MAX_TOKENS}", where=where, remedy=remedy)
 
 
-def unchanged(stage: str, layer: int | None, activation: Any) -> Any:
-    """The tap that does nothing."""
-    return activation
-
-
 def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     """Every activation of ``forward(ids)``, in the order in which they are computed."""
     shown: Activations = {}
@@ -56,13 +51,13 @@ def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
 
 
 def accumulated(
-    engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged
+    engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = identity
 ) -> Distances:
     """Distance of every stage of an ordinary run: its local error and all before it."""
     return _compare(engine, ids, truth, noise)
 
 
-def local(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
+def local(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = identity) -> Distances:
     """Distance of every stage when it is fed with the truth, moved by ``noise``."""
 
     def hand_back(stage: str, layer: int | None, found: np.ndarray) -> np.ndarray:

@@ -20,19 +20,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from assay.formats.contract.engine import Tap
+from assay.formats.contract.engine import Tap, identity
 from assay.formats.errors import NumericError, SampleError
 from assay.parity.bisect import TOLERANCE_FACTOR, Finding
 from assay.parity.distance import Distance, distance
 from assay.parity.precision import Key, Precision, Tapped
 from assay.parity.sample import Sample, check_same, check_shapes, place
-from assay.parity.stages import MEASURES, Activations, Distances, NoiseFloor, over_floor, unchanged
+from assay.parity.stages import MEASURES, Activations, Distances, NoiseFloor, over_floor
 
 Stages = Mapping[Key, np.ndarray]
 
 
 def fed(engine: Tapped, ids: Sequence[int], dump: Stages, take: Callable[[Key, np.ndarray], None],
-        noise: Tap = unchanged) -> None:  # fmt: skip
+        noise: Tap = identity) -> None:  # fmt: skip
     """Run ``engine`` with every stage fed from ``dump``, moved by ``noise``; ``take`` is given what it computed."""
 
     def hand_back(stage: str, layer: int | None, found: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from assay.formats import ModelFile, NumericError
-from assay.formats.contract.engine import Prompt, Tap
+from assay.formats.contract.engine import Prompt, Tap, identity
 from assay.reference.arithmetic import Arithmetic, arithmetic
 from assay.reference.attention import KVCache, attention
 from assay.reference.chat import render
@@ -26,11 +26,6 @@ from assay.reference.rope import rotate, rotation_angles
 from assay.reference.swiglu import silu
 from assay.reference.tokenizer import Tokenizer
 from assay.reference.weights import Weights
-
-
-def untapped(stage: str, layer: int | None, activation: np.ndarray) -> np.ndarray:
-    """The tap that does nothing."""
-    return activation
 
 
 def forward(ids: Sequence[int], weights: Weights, arith: Arithmetic, cache: KVCache, tap: Tap) -> np.ndarray:
@@ -134,12 +129,12 @@ class Model:
 
     def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
         """Logits [n_tokens, n_vocab] of every position of a sequence that starts at position 0."""
-        return self._read(ids, self.new_cache(), tap or untapped)
+        return self._read(ids, self.new_cache(), tap or identity)
 
     def prefill(self, ids: Sequence[int], cache: KVCache | None = None) -> tuple[np.ndarray, KVCache]:
         """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
         cache = self.new_cache() if cache is None else cache
-        return self._read(ids, cache, untapped, last_only=True)[0], cache
+        return self._read(ids, cache, identity, last_only=True)[0], cache
 
     def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
         """Append one token; logits [n_vocab] after it, and the cache."""

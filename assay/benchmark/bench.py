@@ -26,6 +26,7 @@ from assay import peers
 from assay.benchmark.machine import machine, peak_rss, process_age, read_bandwidth, versions
 from assay.engines import decodes_together, generate, generate_batch, load
 from assay.formats import ModelFile
+from assay.formats.system.progress import quiet
 
 PREFILL = (32, 128, 512, 2048)
 DECODE_AT = (0, 512, 4096)
@@ -84,7 +85,7 @@ def workloads_of(file: ModelFile, prefill: Sequence[int], decode_at: Sequence[in
 
 def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith: str | None = None,
           cache_type: str | None = None, peer: str | None = None, rounds: int = 5, opened_s: float = 0.0,
-          report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+          report: Callable[[str], None] = quiet) -> dict[str, Any]:  # fmt: skip
     """Measure ``engine`` on ``file``, alternating with ``peer`` if one is named; everything ready for JSON.
 
     Each workload is run once unmeasured (compiling, warming up), then ``rounds`` times by each engine in turn.

@@ -16,6 +16,7 @@ from assay.commands import options
 from assay.engines import find
 from assay.formats import InputError
 from assay.formats.system.atomic_file import demand_apart
+from assay.formats.system.progress import quiet
 from assay.progress import bar
 
 
@@ -53,7 +54,7 @@ def command(
     for workload in left_out:
         options.say(f"{workload['name']} is left out: {workload['reason']}")
     facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
-                  opened_s=opened_s, report=lambda line: None if as_json else options.say(line))  # fmt: skip
+                  opened_s=opened_s, report=quiet if as_json else options.say)  # fmt: skip
     facts = {"model": options.model_of(file), **facts, "left_out": left_out}
     if plot is not None:
         bench_plot.draw(facts, plot)

@@ -15,7 +15,8 @@ from assay.commands import options, tables
 from assay.commands.run import parse_ids, prompt_text
 from assay.formats import InputError, SampleError
 from assay.formats.errors import DIFFERENT, UNDECIDED
-from assay.formats.system.atomic_file import Progress, demand_apart, demand_free, replacing
+from assay.formats.system.atomic_file import demand_apart, demand_free, replacing
+from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
 from assay.parity.flips import Account
@@ -29,7 +30,7 @@ PromptFile = Annotated[Path | None, typer.Option("--prompt-file", "-f", help="Pr
 Ids = Annotated[str | None, typer.Option(help="Token ids instead of text, forced on both sides: 1,2,3.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Each side wraps the prompt in the chat template by itself.")]
 PathThrough = Annotated[str, typer.Option("--path", help="How the candidate reads: prefill (all at once) or decode.")]
-Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle that make the floor; even.")]
+Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle that make the floor.")]
 Junit = Annotated[Path | None, typer.Option(help="Write a file of test results, JUnit XML, for a CI server.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the files that are there.")]
 QUICK = "def fib(n):\n    if n < 2:\n        return n\n    return"

@@ -9,7 +9,7 @@ from pathlib import Path
 from assay.commands import options
 from assay.commands.run import parse_ids, prompt_text
 from assay.formats import InputError
-from assay.formats.system.atomic_file import Progress
+from assay.formats.system.progress import Progress
 from assay.judging.dumps import opened_dump
 from assay.judging.engines_under_test import UnderTest
 from assay.progress import bar

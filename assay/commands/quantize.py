@@ -20,7 +20,8 @@ from assay.formats.containers.gguf_writer import write_gguf
 from assay.formats.model_file import Tensor
 from assay.formats.quantizers.quantization_mix import ALIASES, FLOATS, MIXES, chosen_types, named
 from assay.formats.quantizers.whole_tensors import Requantized, census, counting
-from assay.formats.system.atomic_file import Progress, demand_apart
+from assay.formats.system.atomic_file import demand_apart
+from assay.formats.system.progress import Progress
 from assay.progress import bar
 
 QUANTIZATION_VERSION = 2

@@ -18,7 +18,8 @@ from urllib.request import Request, urlopen
 
 from assay.fetch.catalogue import HuggingFace, Url
 from assay.formats import SourceError
-from assay.formats.system.atomic_file import Progress, beside, sha256_of
+from assay.formats.system.atomic_file import beside, sha256_of
+from assay.formats.system.progress import Progress
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18

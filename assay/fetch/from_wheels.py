@@ -23,7 +23,8 @@ from pathlib import Path
 
 from assay.fetch.catalogue import Wheels
 from assay.formats import SourceError
-from assay.formats.system.atomic_file import CHUNK, Progress, beside, place
+from assay.formats.system.atomic_file import CHUNK, beside, place
+from assay.formats.system.progress import Progress
 from assay.formats.system.python_child import python_child
 
 PARALLEL = 3

@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 from assay.fetch import from_url, from_wheels
 from assay.fetch.catalogue import Entry, Source, Wheels, catalogue
 from assay.formats import InputError, SourceError
-from assay.formats.system.atomic_file import Progress, beside, place, quiet, sha256_of
+from assay.formats.system.atomic_file import beside, place, sha256_of
 from assay.formats.system.cache_dir import cache_folder
+from assay.formats.system.progress import Progress, quiet
 from assay.output import say
 
 Report = Callable[[str], None]

@@ -10,7 +10,7 @@ import numpy as np
 
 from assay.formats import InputError, ModelFile
 from assay.formats.containers.cursor import shown
-from assay.formats.system.atomic_file import Progress
+from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, baseline, read_by
 from assay.judging.judge import StageReport
 from assay.parity import stages

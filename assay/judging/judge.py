@@ -10,8 +10,8 @@ import numpy as np
 
 from assay import engines
 from assay.formats import InputError, NumericError
-from assay.formats.contract.engine import Engine, Generation
-from assay.formats.system.atomic_file import Progress
+from assay.formats.contract.engine import Engine, Generation, identity
+from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.parity import flips, stages
 from assay.parity.bisect import Finding, bisect
@@ -66,7 +66,7 @@ def judge_stages(
     progress(3, n, "candidate, undisturbed")
     equal, untouched = False, None
     with suppress(NumericError):  # the stage where logits cease to be numbers has been found by now
-        plain, tapped = under_test.candidate.forward(ids), under_test.candidate.forward(ids, stages.unchanged)
+        plain, tapped = under_test.candidate.forward(ids), under_test.candidate.forward(ids, identity)
         equal = any(np.array_equal(plain, logits) for logits in (under_test.oracle.forward(ids), truth["logits", None]))
         untouched = distance(tapped, plain).relative_l2
     progress(4, n, "verdict")
@@ -78,8 +78,8 @@ def judge_flips(
     under_test: UnderTest, ids: Sequence[int], path: str, runs: int, progress: Progress
 ) -> flips.Positions | None:
     """Every position of ``ids``, in windows that each start anew; None where there is no declared arithmetic."""
-    if runs < 2 or runs % 2:
-        raise InputError(f"{runs} runs", where="--runs", remedy="Give an even number, at least 2")
+    if runs < 2:
+        raise InputError(f"{runs} runs", where="--runs", remedy="Give at least 2")
     windows = [ids[at : at + WINDOW] for at in range(0, len(ids), WINDOW)]
     parts = []
     for i, window in enumerate(windows):

@@ -18,7 +18,7 @@ from typing import Any
 from assay import engines
 from assay.formats import InputError, ModelError, ModelFile, NumericError, SampleError, open_model
 from assay.formats.conversion.convert import convert
-from assay.formats.system.atomic_file import Progress
+from assay.formats.system.progress import Progress, quiet
 from assay.judging.engines_under_test import UnderTest, baseline, read_by
 from assay.judging.judge import PATHS, StageReport, judge_free_run, judge_stages, written
 from assay.parity.bisect import TOLERANCE_FACTOR
@@ -27,7 +27,6 @@ from assay.parity.free_run import FreeRun
 from assay.parity.sample import OTHER_SAMPLE, check_same, place
 from assay.parity.stages import demand_few
 from assay.parity.verdict import Verdict, of_flips
-from assay.progress import quiet
 
 PROMPTS = ("raw", "chat", "chat ids")
 """A text as it is; as a user's message, rendered and encoded by each side; the same ids, forced on both."""

@@ -66,7 +66,8 @@ from assay.formats.containers.apr_types import (
 from assay.formats.containers.base import Container, StorageType, TensorInfo
 from assay.formats.containers.cursor import CHANGED, Cursor, demand_unchanged, opened, shown
 from assay.formats.errors import FormatError
-from assay.formats.system.atomic_file import CHUNK, Progress, quiet
+from assay.formats.system.atomic_file import CHUNK
+from assay.formats.system.progress import Progress, quiet
 
 MAGIC = b"APR\0"
 HEADER = Struct("<4sBBHIQIQQI20s")

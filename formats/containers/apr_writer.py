@@ -24,7 +24,8 @@ from assay.formats.containers.base import Stored, demand_distinct
 from assay.formats.containers.cursor import shown
 from assay.formats.containers.strict_json import MAX_VALUES, shallow
 from assay.formats.errors import InputError
-from assay.formats.system.atomic_file import Progress, quiet, replacing
+from assay.formats.system.atomic_file import replacing
+from assay.formats.system.progress import Progress, quiet
 
 
 def write_apr(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[Stored], *, flags: int = 0,

@@ -21,7 +21,7 @@ import numpy as np
 
 from assay.formats.containers.cursor import CHANGED, shown
 from assay.formats.errors import FormatError, InputError
-from assay.formats.system.atomic_file import Progress, quiet
+from assay.formats.system.progress import Progress, quiet
 
 
 class StorageType(Protocol):

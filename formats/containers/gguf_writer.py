@@ -25,7 +25,8 @@ from assay.formats.containers.cursor import shown
 from assay.formats.containers.gguf import DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_DIMS, MAX_NAME, padded
 from assay.formats.containers.gguf_metadata import ARRAY, MAX_KEY, NUMBERS, STRING, Value
 from assay.formats.errors import InputError
-from assay.formats.system.atomic_file import Progress, quiet, replacing
+from assay.formats.system.atomic_file import replacing
+from assay.formats.system.progress import Progress, quiet
 
 VERSIONS = (2, 3)
 """Both have one layout; 3 says that there are big-endian files, too."""

@@ -21,7 +21,8 @@ from assay.formats.containers.cursor import shown
 from assay.formats.containers.hf_folder import INDEX, WHOLE
 from assay.formats.containers.safetensors import DTYPES, MAX_DIMS, MAX_HEADER, MAX_NAME, MAX_TENSORS, METADATA
 from assay.formats.errors import InputError
-from assay.formats.system.atomic_file import Progress, quiet, replacing
+from assay.formats.system.atomic_file import replacing
+from assay.formats.system.progress import Progress, quiet
 
 
 def write_safetensors(path: str | Path, tensors: Sequence[Stored], metadata: Mapping[str, str], *, force: bool = False,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from assay.formats.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
+T = TypeVar("T")
 Tap = Callable[[str, int | None, Any], Any]
 """``tap(stage, layer, activation) -> activation``: shown each named activation, returns the one to go on with.
 
@@ -22,6 +23,11 @@ Tap = Callable[[str, int | None, Any], Any]
 ``activation`` an f32 or f64 array whose first axis is the token position. Returning it unchanged and keeping a
 copy is *capture*; returning another engine's is *transplant*; a rounded one is *noise*; a spoiled one is a
 *planted fault*."""
+
+
+def identity(stage: str, layer: Any, activation: T) -> T:
+    """The tap that changes nothing."""
+    return activation
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from assay.formats.conversion.model_card import FORMATS, NAMES, Facts
 from assay.formats.conversion.plan import EXACT, ROUNDED, SAME, decoded_pieces, raw_pieces
 from assay.formats.conversion.sidecar import alike
 from assay.formats.qwen2.no_effect import repeats_rotation
-from assay.formats.system.atomic_file import Progress, quiet
+from assay.formats.system.progress import Progress, quiet
 
 CARRIED, ASIDE, CHANGED, DROPPED = "carried", "kept aside", "changed", "dropped"
 OPTIONAL_FILES = {

@@ -45,17 +45,9 @@ from assay.formats.errors import FormatError, InputError, ModelError
 from assay.formats.model_file import check_tensors, described, tensor_of
 from assay.formats.qwen2.description import Qwen2
 from assay.formats.qwen2.tensor_names import hf_name
-from assay.formats.system.atomic_file import (
-    Progress,
-    cannot_write,
-    demand_apart,
-    demand_free,
-    place,
-    quiet,
-    replacing,
-    unfinished,
-)
+from assay.formats.system.atomic_file import cannot_write, demand_apart, demand_free, place, replacing, unfinished
 from assay.formats.system.atomic_folder import demand_replaceable, place_folder
+from assay.formats.system.progress import Progress, quiet
 
 TYPE_KEYS = ("general.file_type", "torch_dtype", "dtype")
 """Keys that state the types of tensors: not kept where a treatment changes those."""

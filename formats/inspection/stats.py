@@ -15,8 +15,8 @@ import numpy as np
 
 from assay.formats.containers.base import Container
 from assay.formats.inspection.row_chunks import matrix_shape, pieces, readable, row_chunks
-from assay.formats.system.atomic_file import Progress, quiet
-from assay.formats.system.workers import Tick, each, no_tick
+from assay.formats.system.progress import Progress, Tick, quiet
+from assay.formats.system.workers import each
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TensorStats:
     values: Values | None
 
 
-def stats_of(container: Container, name: str, tick: Tick = no_tick) -> TensorStats:
+def stats_of(container: Container, name: str, tick: Tick = quiet) -> TensorStats:
     """Statistics of one tensor."""
     info = container.tensors[name]
     digest = hashlib.sha256()

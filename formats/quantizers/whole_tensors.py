@@ -24,8 +24,8 @@ from assay.formats.containers.base import Stored
 from assay.formats.errors import InputError
 from assay.formats.quantizers import CHUNK_ELEMENTS, quantize
 from assay.formats.quantizers.quantization_mix import chosen_types
-from assay.formats.system.atomic_file import Progress, quiet
 from assay.formats.system.cpus import processors
+from assay.formats.system.progress import Progress, Tick, quiet
 
 
 class Rows(Protocol):
@@ -67,7 +67,7 @@ class Requantized:
 
     source: Rows
     type: GGMLType
-    progress: Callable[[int], None] = field(default=lambda n: None, repr=False)
+    progress: Tick = field(default=quiet, repr=False)
     """Told the number of elements done since it was last called."""
     lost: float | None = None
     """After `read`: ``sqrt(sum (x - y)^2 / sum x^2)``, x the source's values and y those of the bytes; 0 for 0/0."""

@@ -13,23 +13,17 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from assay.formats.errors import InputError
+from assay.formats.system.progress import Progress, quiet
 
 CHUNK = 1 << 20
 UNFINISHED = ".unfinished"
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, label)``."""
-
-
-def quiet(done: int, total: int, label: str) -> None:
-    """The progress callback that shows nothing."""
 
 
 def beside(final: Path, suffix: str) -> Path:

@@ -10,24 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
-from assay.formats.system.atomic_file import Progress, quiet
+from assay.formats.system.progress import Progress, Tick, quiet
 
 RELEASE_EVERY = 64 << 20
 """Bytes read before the pages of the files are given back: a map must not count as memory used."""
 
 T = TypeVar("T")
-Tick = Callable[[int], None]
-"""Told of so many bytes that were read."""
 
 
 class Releasable(Protocol):
     """An open file whose pages can be given back."""
 
     def release(self) -> None: ...
-
-
-def no_tick(n: int) -> None:
-    """The tick that nobody hears."""
 
 
 class _Stopped(Exception):

@@ -1,7 +1,7 @@
 """Short chats to train the built-in model on: ``chat(rng)`` gives one as a list of messages.
 
 Arithmetic on small numbers, a table of facts, greetings, what Python words mean, requests for the functions of
-``training_functions``, and some questions that the model should say it cannot answer.
+``functions.py``, and some questions that the model should say it cannot answer.
 """
 
 from __future__ import annotations

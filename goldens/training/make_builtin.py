@@ -2,10 +2,9 @@
 
     python -m assay.goldens.training.make_builtin FOLDER [OUT]
 
-
-FOLDER is what ``train_builtin`` filled. OUT (this folder if left out) receives ``builtin.gguf`` and ``builtin.apr``,
-the same tensors in the same bytes: quantised by ``formats/quantized_tensors`` in llama.cpp's quantization mix Q4_K_M,
-written by ``formats/gguf_writer`` and ``formats/apr_writer``. The same weights give the same files.
+FOLDER is what ``train.py`` filled. OUT (this folder if left out) receives ``builtin.gguf`` and ``builtin.apr``,
+the same tensors in the same bytes: quantised by ``formats/quantizers/whole_tensors.py`` in llama.cpp's quantization
+mix Q4_K_M, written by the writers in ``formats/containers``. The same weights give the same files.
 """
 
 from __future__ import annotations

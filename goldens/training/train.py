@@ -1,8 +1,8 @@
 """Train the built-in model: ``python -m assay.goldens.training.train FOLDER`` (an hour of two cores).
 
 A Qwen2 of four layers of 256 with a vocabulary of its own, in plain JAX and f32, on three kinds of text: the Python
-standard library's sources (this interpreter's), small functions and short chats (``training_functions``,
-``training_chats``). FOLDER receives ``tokenizer.json``, ``weights.npz`` (f32, by GGUF names) and ``training.json``
+standard library's sources (this interpreter's), small functions and short chats (``functions.py``, ``chats.py``).
+FOLDER receives ``tokenizer.json``, ``weights.npz`` (f32, by GGUF names) and ``training.json``
 (losses, time, versions), out of which ``make_builtin`` writes the model files; it also holds the state to resume from.
 
 Rows are 256 tokens. A row of the library is one stretch of its files; another is filled with documents that do not

@@ -13,6 +13,7 @@ from assay.accel.attention import CACHE_TYPES, SMALLEST_CAPACITY
 from assay.accel.model import ARITHMETICS, LONGEST, Model
 from assay.formats import FormatError, InputError, NumericError
 from assay.formats.contract.config import Config
+from assay.formats.contract.engine import identity
 from assay.goldens import BUILTIN
 from tests.model_builder import Shape, build, tensors_of
 from tests.stages import captured, expected_order, relative, replacing, rounding_bound
@@ -69,7 +70,7 @@ def test_every_stage_is_shown_once_and_in_order(builtin_accel: Model) -> None:
 
 
 def test_looking_changes_no_more_than_rounding(builtin_accel: Model) -> None:
-    looked_at = builtin_accel.forward(IDS, lambda stage, layer, x: x)
+    looked_at = builtin_accel.forward(IDS, identity)
     assert relative(looked_at, builtin_accel.forward(IDS)) < bound(builtin_accel)
 
 

@@ -37,6 +37,11 @@ def test_flips_of_a_text_longer_than_a_window() -> None:
     assert shown.code == 0 and "flipped" in shown.out
 
 
+def test_an_odd_number_of_noisy_runs_makes_a_floor_too() -> None:
+    said = assay("flips", TEXT, *ORACLE, "--runs", "3", "--json").json
+    assert said["verdict"] == "DRIFT" and min(said["sigmas"]) > 0
+
+
 def test_a_generation_that_takes_another_way_than_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The incident: every forward pass agrees, and what is written does not."""
     said = assay("flips", TEXT, *ORACLE, "--free", "24", "--json").json
@@ -88,7 +93,7 @@ def test_logits_that_are_no_numbers_have_a_site_too(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("arguments", [
-    ("parity", "--path", "sideways"), ("bisect", "x", "--ids", "1"), ("flips",), ("flips", "x", "--runs", "3"),
+    ("parity", "--path", "sideways"), ("bisect", "x", "--ids", "1"), ("flips",), ("flips", "x", "--runs", "1"),
     ("parity", "--ids", "1,2", "--chat"), ("parity", TEXT * 80), ("parity", "--ids", "99999999"), ("parity", ""),
     ("parity", "--ids", "a"),
 ])  # fmt: skip

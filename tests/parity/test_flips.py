@@ -6,13 +6,15 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
+from scipy.stats import poisson_binom
 
 from assay.judging.engines_under_test import UnderTest
 from assay.parity import flips
-from assay.parity.divergence import LEAK, TOP, Divergence, block_bootstrap, divergence, log_softmax, statistics
+from assay.parity.divergence import LEAK, TOP, Divergence, block_bootstrap, divergence, statistics
 from assay.parity.flips import Positions, account, poisson_binomial
 from assay.parity.precision import Precision
-from assay.parity.prediction import flip_probability, moderated, student_tail
+from assay.parity.prediction import flip_probability, log_bias, moderated
 from assay.parity.verdict import Verdict, of_flips
 from tests.planted import IDS, Planted
 
@@ -21,15 +23,44 @@ from tests.planted import IDS, Planted
     (0.0, 4, 0.5), (2.776445, 4, 0.025), (4.604095, 4, 0.005), (1.859548, 8, 0.05), (-1.859548, 8, 0.95),
     (9.924843, 2, 0.005), (3.686155, 16, 0.001),
 ])  # fmt: skip
-def test_tails_of_students_t(t: float, freedom: int, tail: float) -> None:
+def test_one_rival_wins_as_often_as_students_t_says(t: float, freedom: int, tail: float) -> None:
     """Quantiles of printed tables."""
-    assert student_tail(np.array(t), freedom) == pytest.approx(tail, rel=1e-4)
+    assert flip_probability(np.array([[t]]), np.ones((1, 1)), freedom) == pytest.approx(tail, rel=1e-4)
+
+
+@pytest.mark.parametrize(("t", "freedom", "tail"), [
+    (1e8, 4, 3e-32), (1e3, 64, 3.11177e-136), (1e75, 4, 3e-300), (1e-9, 4, 0.5 - 3.75e-10), (20.0, 64, 1.57213e-29),
+])  # fmt: skip
+def test_no_tail_is_lost_in_rounding(t: float, freedom: int, tail: float) -> None:
+    """4 degrees of freedom: 3/t⁴ far out, and a density of 3/8 at 0; 64: integrated with 60 digits."""
+    gaps = np.array([[t, np.inf], [t, t]])
+    one, two = flip_probability(gaps, np.ones((2, 2)), freedom)
+    assert one == pytest.approx(tail, rel=1e-5, abs=0) and one - 0.5 == pytest.approx(tail - 0.5, rel=1e-6)
+    assert two == pytest.approx(2 * tail - tail**2, rel=1e-5, abs=0)
+
+
+@pytest.mark.parametrize(("freedom", "bias"), [
+    (2, -0.5772156649015329), (4, -0.2703628454614782), (1, -1.2703628454614782),
+])  # fmt: skip
+def test_the_logarithm_of_a_variance_is_biased_by_eulers_constant(freedom: int, bias: float) -> None:
+    """digamma(1) = -γ, digamma(2) = 1 - γ, digamma(1/2) = -γ - 2 log 2."""
+    assert log_bias(freedom) == pytest.approx(bias, rel=1e-12)
 
 
 def test_equal_probabilities_make_the_binomial() -> None:
     n, p = 12, 0.3
     expected = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
     np.testing.assert_allclose(poisson_binomial(np.full(n, p)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 300])
+def test_the_count_is_distributed_as_scipy_has_it(n: int) -> None:
+    """Down to probabilities of 1e-300, and with events that are certain or impossible."""
+    p = np.random.default_rng(n).random(n) ** 12
+    p[: n // 3] = 0
+    p[n // 3 : n // 2] = 1
+    expected = poisson_binom.pmf(np.arange(n + 1), p) if n else [1.0]
+    np.testing.assert_allclose(poisson_binomial(p), expected, rtol=1e-12)
 
 
 def test_unequal_probabilities_by_enumeration() -> None:
@@ -100,13 +131,13 @@ def test_the_bootstrap_knows_that_neighbours_agree() -> None:
 def test_unnamed_tokens_are_one_outcome() -> None:
     rng = np.random.default_rng(0)
     exact, found = rng.standard_normal((70, 40)), rng.standard_normal((70, 40))
-    q = log_softmax(found)
+    q = log_softmax(found, axis=1)
     whole = divergence(exact, q).kl
     np.testing.assert_allclose(whole, divergence(exact, found).kl, rtol=1e-10)
     only_one = np.where(np.arange(40) == 7, np.nan, q)
     np.testing.assert_allclose(divergence(exact, only_one).kl, whole, rtol=1e-3)
     few = divergence(exact, np.where(np.arange(40) >= 7, np.nan, q)).kl
-    p = np.exp(log_softmax(exact))
+    p = np.exp(log_softmax(exact, axis=1))
     by_hand = (p[:, :7] * np.log(p[:, :7] / np.exp(q[:, :7]))).sum(1)
     by_hand += (rest := p[:, 7:].sum(1)) * np.log(rest / (np.exp(q[:, 7:]).sum(1) + LEAK))
     np.testing.assert_allclose(few, by_hand, rtol=1e-9)
@@ -147,8 +178,8 @@ def test_a_divergence_is_never_below_zero() -> None:
 
 def test_sets_of_ten_need_ten_names() -> None:
     exact = np.random.default_rng(0).standard_normal((3, 40))
-    few = np.where(np.argsort(np.argsort(-exact, axis=1), axis=1) < TOP - 1, log_softmax(exact), np.nan)
-    enough = np.where(np.argsort(np.argsort(-exact, axis=1), axis=1) < TOP, log_softmax(exact), np.nan)
+    few = np.where(np.argsort(np.argsort(-exact, axis=1), axis=1) < TOP - 1, log_softmax(exact, axis=1), np.nan)
+    enough = np.where(np.argsort(np.argsort(-exact, axis=1), axis=1) < TOP, log_softmax(exact, axis=1), np.nan)
     assert statistics(divergence(exact, few))[f"same_top_{TOP}"] is None
     assert statistics(divergence(exact, enough))[f"same_top_{TOP}"] == 1
 
@@ -159,7 +190,7 @@ def test_the_figures_of_kl_divergence_against_the_definitions() -> None:
     text = rng.integers(0, 40, 69).tolist()
     shown = divergence(exact, found, text)
     assert np.isnan(shown.true_next[-1]) and np.isnan(shown.found_next[-1])
-    p, q = log_softmax(exact), log_softmax(found)
+    p, q = log_softmax(exact, axis=1), log_softmax(found, axis=1)
     said = statistics(shown)
     in_p, in_q = (np.array([x[i, token] for i, token in enumerate(text)]) for x in (p, q))
     assert said["ppl_truth"] == pytest.approx(np.exp(-in_p.mean())) and said["kld_50"] == np.median(shown.kl)
@@ -173,7 +204,7 @@ def test_the_figures_of_kl_divergence_against_the_definitions() -> None:
 
 def test_a_next_token_that_was_not_named_is_not_counted() -> None:
     exact = np.random.default_rng(0).standard_normal((2, 40))
-    named = np.where(np.arange(40) == 5, np.nan, log_softmax(exact))
+    named = np.where(np.arange(40) == 5, np.nan, log_softmax(exact, axis=1))
     shown = divergence(exact, named, [5, 6])
     assert np.isnan(shown.found_next[0]) and shown.found_next[1] == shown.true_next[1]
     assert "ppl_truth" not in statistics(shown) and "ppl_truth" in statistics(divergence(exact, named, [6, 7]))

@@ -40,10 +40,10 @@ import numpy as np
 from assay import accel, reference
 from assay.engines import find
 from assay.formats import open_model
-from assay.formats.contract.engine import Tap
+from assay.formats.contract.engine import Tap, identity
 from assay.parity.divergence import divergence
 from assay.reference.attention import KVCache
-from assay.reference.model import forward, logits, untapped
+from assay.reference.model import forward, logits
 from tests.real.agreement import CHAT, RAW
 from tests.real.margins import margins
 
@@ -125,12 +125,12 @@ def sequences(model: Any, n_positions: int) -> dict[str, list[int]]:
 
 
 def extend(oracle: reference.Model, cache: KVCache, ids: Sequence[int], n_last: int,
-           tap: Tap = untapped) -> np.ndarray:  # fmt: skip
+           tap: Tap = identity) -> np.ndarray:  # fmt: skip
     """The oracle reads ``ids`` after what ``cache`` holds: logits [n_last, n_vocab] of the last of them."""
     oracle.file.check_ids(ids, n_past=len(cache.ids))
     x = forward(ids, oracle.weights, oracle.arith, cache, tap)
     named = len(oracle.file.vocabulary)  # rows beyond it are padding and mean nothing
-    return logits(x[-n_last:], oracle.weights, oracle.arith, untapped)[:, :named]
+    return logits(x[-n_last:], oracle.weights, oracle.arith, identity)[:, :named]
 
 
 def last_bit(stage: str, layer: int | None, activation: np.ndarray) -> np.ndarray:

@@ -21,11 +21,11 @@ import assay.reference.model
 from assay import engines
 from assay.engines import find, load
 from assay.formats import open_model
+from assay.formats.system.progress import quiet
 from assay.judging.engines_under_test import UnderTest, baseline
 from assay.judging.judge import judge_flips, judge_free_run, judge_stages, written
 from assay.parity.flips import account, observe
 from assay.parity.verdict import Verdict, of_flips
-from assay.progress import quiet
 from assay.reference.linear import linear
 from tests.real.fast_agreement import CODE, PROSE
 

@@ -6,6 +6,7 @@ import pytest
 
 from assay.engines import find
 from assay.formats import open_model
+from assay.formats.system.progress import quiet
 from assay.judging.engines_under_test import UnderTest, engines_under_test, opened
 from assay.judging.judge import judge_flips, judge_stages
 from assay.parity import stages
@@ -13,7 +14,6 @@ from assay.parity.bisect import TOLERANCE_FACTOR, bisect
 from assay.parity.distance import distance
 from assay.parity.flips import account
 from assay.parity.verdict import Verdict, of_flips
-from assay.progress import quiet
 from tests.planted import FAULTS, IDS, Planted
 
 MODEL = "qwen2.5-coder-0.5b"

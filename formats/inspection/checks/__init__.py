@@ -21,7 +21,7 @@ from assay.formats.inspection.checks.check import FAIL, PASS, SKIPPED, WARN, Che
 from assay.formats.inspection.stats import TensorStats, all_stats
 from assay.formats.model_file import described
 from assay.formats.qwen2.tensor_names import common_names
-from assay.formats.system.atomic_file import Progress, quiet
+from assay.formats.system.progress import Progress, quiet
 
 __all__ = ["FAIL", "PASS", "SKIPPED", "WARN", "Check", "Report", "validate"]
 

@@ -8,7 +8,7 @@ from assay.formats.containers.base import Container
 from assay.formats.errors import FormatError
 from assay.formats.inspection.byte_map import PADDING, sections
 from assay.formats.inspection.checks.check import Check, judged, skipped
-from assay.formats.system.atomic_file import Progress, quiet
+from assay.formats.system.progress import Progress, quiet
 
 READ_AT_ONCE = 1 << 22
 

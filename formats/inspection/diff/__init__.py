@@ -19,8 +19,8 @@ from assay.formats.inspection.diff.measure import Measures, difference, identica
 from assay.formats.inspection.diff.metadata import Change, changes
 from assay.formats.inspection.row_chunks import readable
 from assay.formats.qwen2.tensor_names import common_names
-from assay.formats.system.atomic_file import Progress, quiet
-from assay.formats.system.workers import Tick, each
+from assay.formats.system.progress import Progress, Tick, quiet
+from assay.formats.system.workers import each
 
 __all__ = ["Change", "Diagnosis", "Measures", "Pair", "Report", "compare"]
 

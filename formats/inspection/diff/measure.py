@@ -9,7 +9,7 @@ import numpy as np
 
 from assay.formats.containers.base import Container, TensorInfo
 from assay.formats.inspection.row_chunks import PIECE, RELEASE_EVERY, pieces, row_chunks
-from assay.formats.system.workers import Tick, no_tick
+from assay.formats.system.progress import Tick, quiet
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def difference(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo)
     return None
 
 
-def measure(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo, tick: Tick = no_tick) -> Measures:
+def measure(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo, tick: Tick = quiet) -> Measures:
     """Walk through two tensors of one shape, chunk by chunk."""
     n = n_different = not_finite = 0
     max_abs, max_sum, worst = 0.0, 0.0, (0, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from assay.formats import InputError, open_model
+from assay.formats.contract.engine import identity
 from assay.goldens import BUILTIN
 from assay.peers import Peer
 from assay.peers.judged import ExternalEngine
@@ -70,4 +71,4 @@ def test_answers_without_probabilities(answer: Any) -> None:
 
 def test_nobody_looks_inside_a_server() -> None:
     with pytest.raises(InputError, match="no stages"):
-        answering({}).forward([1], lambda stage, layer, a: a)
+        answering({}).forward([1], identity)
