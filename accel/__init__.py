@@ -1,9 +1,9 @@
 """The fast twin: Qwen2 in JAX, jit-compiled, on whatever device JAX finds.
 
-from assay import accel
-model = accel.load("model.gguf")
-for step in accel.stream_generate(model, "def fib(n):"):
-    print(step.text, end="", flush=True)
+    from assay import accel
+    model = accel.load("model.gguf")
+    for step in accel.stream_generate(model, "def fib(n):"):
+        print(step.text, end="", flush=True)
 """
 
 from __future__ import annotations

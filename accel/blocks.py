@@ -47,7 +47,6 @@ def dequantize(type_name: str, raw: jax.Array) -> jax.Array:
 
 # ---- fields ------------------------------
 
-
 def _f16(b: jax.Array, at: int) -> jax.Array:
     """The f16 at byte ``at``, as f32 ``[..., n_blocks, 1]``."""
     return bitcast_convert_type(b[..., at : at + 2], jnp.float16).astype(jnp.float32)[..., None]
@@ -73,7 +72,6 @@ def _flat(x: jax.Array, axes: int = 2) -> jax.Array:
 
 # ---- float types ------------------------------
 
-
 def _decode_f32(b: jax.Array) -> jax.Array:
     return bitcast_convert_type(b, jnp.float32)[..., None]
 
@@ -89,7 +87,6 @@ def _decode_bf16(b: jax.Array) -> jax.Array:
 
 
 # ---- 32 elements a block: byte j holds elements j and 16 + j ------------------------------
-
 
 def _nibbles(qs: jax.Array) -> jax.Array:
     """``[..., n]`` -> ``[..., 2 n]``: the low nibbles of all bytes, then the high nibbles."""
@@ -131,7 +128,6 @@ def _decode_iq4_nl(b: jax.Array) -> jax.Array:
 
 
 # ---- 256 elements a block, scales for groups of 16 or 32 ------------------------------
-
 
 def _two_bits(qs: jax.Array) -> jax.Array:
     """``[..., 64]`` -> ``[..., 256]``: of each 32 bytes, bits 0-1 of all, then bits 2-3, 4-5, 6-7."""

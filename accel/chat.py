@@ -14,7 +14,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import chain
@@ -24,6 +23,7 @@ from typing import Any
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.messages import checked_control_tokens, checked_messages, checked_tools
 from assay.formats.errors import InputError, TemplateError
+from assay.formats.system.python_child import python_child
 
 SANDBOX = Path(__file__).with_name("chat_sandbox.py")
 MAX_TEMPLATE_BYTES = 64 << 10
@@ -144,8 +144,8 @@ def run_child(request: dict[str, Any]) -> Any:
         raise InputError("a lone surrogate is not text", where="bos_token, eos_token",
                          remedy="Pass the tokens as the vocabulary has them.") from None  # fmt: skip
     try:
-        child = subprocess.run([sys.executable, "-I", "-B", str(SANDBOX)], input=sent, capture_output=True,
-                               env={}, cwd="/", timeout=WALL_SECONDS, check=False)  # fmt: skip
+        child = subprocess.run(python_child(SANDBOX, needs=("jinja2", "markupsafe"), only=True), input=sent,
+                               capture_output=True, env={}, cwd="/", timeout=WALL_SECONDS, check=False)  # fmt: skip
     except subprocess.TimeoutExpired:
         raise failed(f"it took longer than {WALL_SECONDS:g} s") from None
     except OSError as error:

@@ -1,7 +1,8 @@
 """Renders one chat template, as a process of its own: a template is a program that came with a download.
 
-Run by path (``python -I chat_sandbox.py``) with an empty environment, so it imports neither the package
-around it nor anything the user's environment adds. One JSON object comes in on stdin, one goes out on stdout:
+Run by path through ``formats/system/python_child.py`` with an empty environment: beside the standard library it
+imports jinja2 and markupsafe, neither the package around it nor anything that the user's environment or folder adds.
+One JSON object comes in on stdin, one goes out on stdout:
 
     in    {"template", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token",
            "now": ISO 8601}
@@ -62,7 +63,9 @@ def environment(now: datetime) -> ImmutableSandboxedEnvironment:
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:  # fmt: skip
     """Plain JSON; Jinja's own ``tojson`` would escape for HTML and sort the keys."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def raise_exception(message: str) -> NoReturn:

@@ -1,8 +1,8 @@
-"""Integers out of planes: the exact dot product of a group, and the single elements.
+"""Integers out of packed words: the exact dot product of a group, and the single elements.
 
-Why this is fast. Every function here is elementwise over [n_groups, n_outputs], so XLA fuses all planes of a
+Why this is fast. Every function here is elementwise over [n_groups, n_outputs], so XLA fuses all words of a
 matrix into one loop that LLVM vectorises along the outputs, each activation broadcast. There is no horizontal add
-and no reduction inside. A plane is read once, from memory to register.
+and no reduction inside. A word is read once, from memory to register.
 
 Why it is exact. All of it is integer arithmetic. A 16-bit sum may wrap on the way (that is modular arithmetic, which
 loses nothing) as long as its final value fits. So that it does, b-bit integers are centred: at most 16 of 5 bits
@@ -30,10 +30,10 @@ from jax import lax
 from assay.accel.layout import GROUP, LAYOUTS, Layout, evenly_spaced
 
 PackedWords = Sequence[jax.Array]
-"""The planes of one matrix: uint16 [n_groups, n_outputs] each."""
+"""Those of one matrix: uint16 [n_groups, n_outputs] each."""
 
 
-def group_dots(layout: Layout, planes: PackedWords, x: jax.Array) -> list[jax.Array]:
+def group_dots(layout: Layout, packed_words: PackedWords, x: jax.Array) -> list[jax.Array]:
     """Σ_e (q_e − zero)·x_e over each group, or over each part of it that has its own scale.
 
     x int16 [n_groups, 32], each value an 8-bit integer. Exact: ``n_scales`` arrays, int32 [n_groups, n_outputs].
@@ -44,15 +44,15 @@ def group_dots(layout: Layout, planes: PackedWords, x: jax.Array) -> list[jax.Ar
     totals = in_order(x, elements_of.reshape(-1)).reshape(len(x), n_runs, -1).astype(jnp.int32).sum(2)
     # Made once, before the loop: shifting and subtracting activations in it costs as much as the products.
     factors, totals = lax.optimization_barrier((telescoped(layout, x), totals))
-    fields, words_left = iter(range(factors.shape[1])), iter(planes)
+    fields, words_left = iter(range(factors.shape[1])), iter(packed_words)
     dots = [jnp.int32(0)] * layout.n_scales
     for i, run in enumerate(layout.words):
         total, part = totals[:, i, None], i * layout.n_scales // n_runs
         sums = (-center * total).astype(jnp.uint16)
         for word in run:
-            plane, shift = next(words_left), 0
+            bits, shift = next(words_left), 0
             for field in word:
-                sums += (plane >> shift if shift else plane) * factors[:, next(fields), None]
+                sums += (bits >> shift if shift else bits) * factors[:, next(fields), None]
                 shift += field.bits
         dots[part] += lax.bitcast_convert_type(sums, jnp.int16).astype(jnp.int32) + (center - layout.zero) * total
     return dots
@@ -81,7 +81,7 @@ def telescoped(layout: Layout, x: jax.Array) -> jax.Array:
 
 
 Piece = tuple[int, int, int, int]
-"""(plane, shift, bits, low): bits ``low`` .. of an integer are at ``shift`` .. of the plane's words."""
+"""(word, shift, bits, low): bits ``low`` .. of an integer are at ``shift`` .. of that word."""
 
 
 def pieces_of(layout: Layout) -> list[list[Piece]]:
@@ -95,24 +95,24 @@ def pieces_of(layout: Layout) -> list[list[Piece]]:
     return pieces
 
 
-def elements(type_name: str, planes: PackedWords) -> list[jax.Array]:
+def elements(type_name: str, packed_words: PackedWords) -> list[jax.Array]:
     """q_e − zero for each element of a group, in order: int32 [n_groups, n_outputs] each."""
     layout = LAYOUTS[type_name]
     return [
-        sum(((planes[i].astype(jnp.int32) >> shift & (1 << bits) - 1) << low for i, shift, bits, low in pieces),
+        sum(((packed_words[i].astype(jnp.int32) >> shift & (1 << bits) - 1) << low for i, shift, bits, low in pieces),
             jnp.int32(-layout.zero))
         for pieces in pieces_of(layout)
     ]  # fmt: skip
 
 
-def sheets(type_name: str, planes: PackedWords) -> list[tuple[list[int], jax.Array]]:
+def sheets(type_name: str, packed_words: PackedWords) -> list[tuple[list[int], jax.Array]]:
     """All elements at once, for decoding a whole matrix: (elements, q − zero int32 [n, n_groups, n_outputs]) by sheet.
 
-    A sheet is all elements that stand at the same bits of their words: evenly spaced ones. The planes are first laid
+    A sheet is all elements that stand at the same bits of their words: evenly spaced ones. The words are first laid
     together, a plain copy; then a sheet is one fused loop. (Stacking decoded elements instead puts a branch for
     each of 32 sources into the loop: four times slower.)
     """
-    layout, together = LAYOUTS[type_name], lax.optimization_barrier(jnp.stack(planes))
+    layout, together = LAYOUTS[type_name], lax.optimization_barrier(jnp.stack(packed_words))
     pieces = pieces_of(layout)
 
     def places(e: int) -> list[tuple[int, int, int]]:
@@ -122,7 +122,7 @@ def sheets(type_name: str, planes: PackedWords) -> list[tuple[list[int], jax.Arr
     for _, group in groupby(sorted(range(GROUP), key=places), key=places):
         members, quants = list(group), jnp.int32(-layout.zero)
         for k, (_, shift, bits, low) in enumerate(pieces[members[0]]):
-            of_planes = together[evenly_spaced([pieces[e][k][0] for e in members])].astype(jnp.int32)
-            quants += (of_planes >> shift & (1 << bits) - 1) << low
+            of_words = together[evenly_spaced([pieces[e][k][0] for e in members])].astype(jnp.int32)
+            quants += (of_words >> shift & (1 << bits) - 1) << low
         out.append((members, quants))
     return out

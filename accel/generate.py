@@ -1,7 +1,8 @@
 """Generation on the device (twin of ``reference/generate.py``).
 
-Tokens are decoded in bursts: the device chooses a token and reads it, again and again, and the host is handed the
-tokens of a burst and a few numbers about each, never logits. How a text is cut into bursts changes nothing in it.
+Multi-step decode: the device chooses a token and reads it, again and again, and the host is handed the
+tokens of several steps and a few numbers about each, never logits. How a text is cut into such runs changes
+nothing in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from assay.accel.attention import KVCache
 from assay.accel.model import Model, not_finite
 from assay.accel.sampler import Choice, Settings, settings_of
-from assay.accel.steps import BURST
+from assay.accel.steps import MOST_STEPS
 from assay.formats import InputError
 from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings
 
@@ -59,7 +60,7 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
 
     Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
     ``max_tokens``. ``cache`` may hold an earlier conversation: the part of the prompt it already holds is not
-    read again. Tokens come in bursts of about ``interval`` seconds. Raises InputError for a prompt that does not fit
+    read again. Tokens come in runs of about ``interval`` seconds. Raises InputError for a prompt that does not fit
     the context together with ``max_tokens``, NumericError for a logit that is not a number.
     """
     ids = encode(model, prompt)
@@ -73,11 +74,11 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
     first, seen = read_prompt(model, ids, cache, settings, logprobs, clock)
     yield writer.step(first)
     while not writer.finish_reason:
-        n_steps = clock.burst_length(interval, max_tokens - writer.n_written)
-        choices, made, _, seen = model.burst([writer.last], cache, seen, settings, writer.n_written, n_steps,
+        n_steps = clock.steps_wanted(interval, max_tokens - writer.n_written)
+        choices, made, _, seen = model.decode_steps([writer.last], cache, seen, settings, writer.n_written, n_steps,
                                              np.zeros(1, bool), logprobs)  # fmt: skip
         for step in on_host(choices, int(made)):
-            if writer.finish_reason:  # a stop text in mid-burst: what was read after it is not kept
+            if writer.finish_reason:  # a stop text in the middle of a run: what was read after it is not kept
                 break
             cache.ids.append(writer.last)
             clock.decoded()
@@ -113,9 +114,9 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
     while not all(writer.finish_reason for writer in writers):
         n_written = max(writer.n_written for writer in writers if not writer.finish_reason)
         ended = np.array([writer.finish_reason is not None for writer in writers])
-        choices, made, _, seen = model.burst([writer.last for writer in writers], cache, seen, settings, n_written,
-                                             clock.burst_length(math.inf, max_tokens - n_written), ended,
-                                             logprobs)  # fmt: skip
+        n_steps = clock.steps_wanted(math.inf, max_tokens - n_written)
+        last = [writer.last for writer in writers]
+        choices, made, _, seen = model.decode_steps(last, cache, seen, settings, n_written, n_steps, ended, logprobs)
         for step in on_host(choices, int(made)):
             clock.decoded()
             for i, (result, writer) in enumerate(zip(results, writers, strict=True)):
@@ -142,7 +143,7 @@ def read_prompt(model: Model, ids: list[int], cache: KVCache, settings: Settings
 
 
 def on_host(choices: Choice, n: int) -> list[Choice]:
-    """The first ``n`` steps of a burst as NumPy arrays, [n_sequences] each."""
+    """The first ``n`` steps of a multi-step decode as NumPy arrays, [n_sequences] each."""
     fetched = jax.device_get(choices)
     return [jax.tree.map(lambda a, i=i: a[i], fetched) for i in range(n)]
 
@@ -167,15 +168,15 @@ class Clock:
         self.timings.prefill_tokens = n_tokens
 
     def decoded(self) -> None:
-        """One more token was decoded (the first of a burst takes the time of all)."""
+        """One more token was decoded (the first of a run takes the time of all)."""
         self.timings.decode_s += self._lap()
         self.timings.decode_tokens += 1
 
-    def burst_length(self, interval: float, n_left: int) -> int:
+    def steps_wanted(self, interval: float, n_left: int) -> int:
         """How many tokens to decode before the host looks again, at most ``n_left``."""
-        self._lap()  # the time between bursts is the caller's
+        self._lap()  # the time between runs is the caller's
         speed = self.timings.decode_tokens / self.timings.decode_s if self.timings.decode_s else 0.0
-        wanted = BURST if interval == math.inf else int(min(BURST, interval * speed))
+        wanted = MOST_STEPS if interval == math.inf else int(min(MOST_STEPS, interval * speed))
         return max(1, min(wanted, n_left))
 
 

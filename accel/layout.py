@@ -3,17 +3,17 @@
 A row of a GGUF matrix holds the blocks of one output. A CPU or GPU that multiplies by a vector wants the opposite: the
 same element of many outputs next to one another, so that one vector instruction works on all of them. So the
 integers of each group of 32 elements are put into words of 16 bits, and each word of a group becomes an array of
-its own, a *plane* [n_groups, n_outputs].
+its own, of *packed words* [n_groups, n_outputs].
 
 How the integers share words depends only on their width; bit 0 is on the left:
 
-    4 bits   8 planes   | e  |e+16|e+1 |e+17|           four a word, e even: what two bytes of Q4_0 are already
-    5 bits  10 planes   |  e  |  e  |  e  |1|           three a word; every sixteenth element is spread over the
+    4 bits   8 words    | e  |e+16|e+1 |e+17|           four a word, e even: what two bytes of Q4_0 are already
+    5 bits  10 words    |  e  |  e  |  e  |1|           three a word; every sixteenth element is spread over the
                                                         top bits of five words, bit k in word k
-    6 bits  12 planes   |  e   |  e   | 4  |            two a word; the top four bits of three words hold two more:
+    6 bits  12 words    |  e   |  e   | 4  |            two a word; the top four bits of three words hold two more:
                         |  e   |  e   | 4  |            the low nibble of the one, the low nibble of the other,
                         |  e   |  e   |2 |2 |           and the high pair of either
-    8 bits  16 planes   |   e    |   e    |             two a word
+    8 bits  16 words    |   e    |   e    |             two a word
 
     type         integer   zero   scales of a group     minimum      d, dmin (f16)
     Q4_0, Q4_1   4 bits    8, 0   -                     -            each group
@@ -27,7 +27,7 @@ Every weight is ``d·scale·(integer − zero) − dmin·min``. The integers are
 added), and so many bits are read as the file has, but for the 6-bit scales of Q4_K and Q5_K, which are widened to
 bytes: 148 for 144. Words of 16 bits rather than bytes, because the arithmetic is in 16 bits: nothing has to be
 widened, and half as many streams are read. No word is split between a low and a high part that would be multiplied
-separately: that made Q5_0 1.4, Q8_0 1.5 and Q6_K 1.1 times faster than planes of nibbles, bits and bytes.
+separately: that made Q5_0 1.4, Q8_0 1.5 and Q6_K 1.1 times faster than arrays of nibbles, bits and bytes.
 
 Packing goes by 16-bit words as well. The file keeps neighbouring elements in neighbouring bytes, so two bytes of it
 hold a *pair* of integers, one in either byte, and every word is made of pairs shifted, masked and laid together:
@@ -65,7 +65,7 @@ class Layout(NamedTuple):
     """How the groups of one type are kept."""
 
     words: tuple[tuple[Word, ...], ...]
-    """The planes, in runs: the products of one run are summed in 16 bits."""
+    """The packed words, in runs: the products of one run are summed in 16 bits."""
     bits: int
     zero: int
     """What is subtracted from the stored integer."""
@@ -111,7 +111,7 @@ LAYOUTS = {
     "Q5_K": Layout(FIVE, 5, 0, "Q8_K"),
     "Q6_K": Layout(SIX, 6, 32, "Q8_K", n_scales=2),
 }
-"""Types with a plane layout; any other is kept as raw blocks and decoded where it is used."""
+"""Types with a layout of packed words; any other is kept as raw blocks and decoded where it is used."""
 
 Parts = dict[str, np.ndarray]
 """``word0`` .. [G, N] uint16, ``scale0`` .. and ``min`` [G, N] 8-bit, ``d`` and ``dmin`` [G / groups a block, N] f16; G
@@ -119,7 +119,7 @@ groups along the input, N outputs. Absent where a type has none."""
 
 
 def parts_of(type_name: str, raw: np.ndarray) -> Parts:
-    """Rows of blocks, uint8 [N, row_bytes], as planes. The blocks are drawn in ``formats/blocks/``.
+    """Rows of blocks, uint8 [N, row_bytes], as packed words. The blocks are drawn in ``formats/blocks/``.
 
     The bytes are transposed first, two at a time; all else is elementwise along the outputs.
     """

@@ -8,7 +8,7 @@ Three ways, chosen by the arithmetic and by how many tokens there are:
                         instructions for it, else of f32 (``accel/device.py``)
     f32                 the same two shapes in f32: no activation is rounded; the oracle's numbers to rounding
 
-The order of the inputs in a dot is free. Decoded weights therefore keep the order of the planes, [element, group],
+The order of the inputs in a dot is free. Decoded weights therefore keep that of the packed words, [element, group],
 and the activations are permuted instead: they are few.
 """
 
@@ -78,7 +78,7 @@ def lookup(packed: Packed, ids: jax.Array) -> jax.Array:
     slot, row = ids // n_rows, ids % n_rows
     if "raw" in packed.fields:
         return dequantize(packed.type, packed.fields["raw"][slot, row])
-    columns = jax.tree.map(lambda a: a[slot, :, row].T, packed)  # planes [n_groups, n_tokens]: tokens as outputs
+    columns = jax.tree.map(lambda a: a[slot, :, row].T, packed)  # [n_groups, n_tokens]: tokens as outputs
     decoded = decode(columns, jnp.float32)
     in_order = np.argsort([e for order, _ in decoded for e in order])
     group = jnp.concatenate([sheet for _, sheet in decoded])[in_order]  # [32, n_groups, n_tokens]
@@ -147,7 +147,7 @@ def outputs(packed: Packed, slot: jax.Array, start: int | jax.Array, n: int) -> 
 def integer_product(a: Quantized, w: Packed) -> jax.Array:
     """W·x of one token with 8-bit activations: Σ_g d_x·d·(scale·Σ q·q_x) − (dmin·min)·Σx. Returns [out_features].
 
-    All but the last sum is one fused loop over the planes. That sum, over groups, is a dot with ones: it is faster
+    All but the last sum is one fused loop over packed words. That sum, over groups, is a dot with ones: it is faster
     here than ``sum``, and keeps a reduction out of the loop.
     """
     dots = group_dots(LAYOUTS[w.type], w.words, a.q)

@@ -1,7 +1,8 @@
 """The fast engine: one model file packed onto the device (twin of ``reference/model.py``).
 
-The prompt is read in chunks of a few fixed lengths, then one token at a time, in bursts between which the host is not
-asked. The key/value cache is donated to each call and updated in place. Each set of shapes is compiled once.
+The prompt is read in chunks of a few fixed lengths, then one token at a time, several steps in one call of the device
+(multi-step decode). The key/value cache is donated to each call and updated in place. Each set of shapes is compiled
+once.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ class Model:
             piece = list(ids[at : at + longest])
             if len(piece) <= ONE_BY_ONE:
                 for token in piece:
-                    steps, _, logits, seen = self.burst([token], cache, seen, settings, 0, 1, np.zeros(1, bool), n_top)
+                    steps, _, logits, seen = self.decode_steps(
+                        [token], cache, seen, settings, 0, 1, np.zeros(1, bool), n_top
+                    )
                     choices = jax.tree.map(lambda a: a[0], jax.device_get(steps))
                     cache.ids.append(token)
             else:
@@ -160,13 +163,13 @@ class Model:
         cache.k, cache.v, seen = state
         return jax.device_get(choices), logits, seen
 
-    def burst(self, tokens: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings, counter: int,
-              n_steps: int, ended: np.ndarray,
-              n_top: int = 0) -> tuple[Choice, jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    def decode_steps(self, tokens: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings, counter: int,
+                     n_steps: int, ended: np.ndarray,
+                     n_top: int = 0) -> tuple[Choice, jax.Array, jax.Array, jax.Array]:  # fmt: skip
         """Read one token for each sequence of the cache, then what each of them chose, ``n_steps`` times in all.
 
-        Returns as ``steps.decode``: choices [BURST, n_sequences], how many were made, the last logits [n_sequences,
-        n_rows], and ``seen``. The caller enters into ``cache.sequences`` what it accepts.
+        Returns as ``steps.decode``: choices [MOST_STEPS, n_sequences], how many were made, the last logits
+        [n_sequences, n_rows], and ``seen``. The caller enters into ``cache.sequences`` what it accepts.
         """
         start = np.array([len(ids) for ids in cache.sequences], np.int32)
         cache.reserve(int(start.max()) + n_steps)

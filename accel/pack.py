@@ -54,7 +54,7 @@ class Packed:
     """[n_slots, n_groups, out], as many as the layout says; none where a group has only ``d``."""
     fields: dict[str, jax.Array]
     """``min`` [n_slots, n_groups, out], ``d``, ``dmin`` [n_slots, n_groups / groups a block, out]; or ``raw``
-    [n_slots, out, row_bytes] for a type without a plane layout."""
+    [n_slots, out, row_bytes] for a type without a layout of packed words."""
     type: str = field(metadata={"static": True})
 
 

@@ -23,7 +23,7 @@ from assay.accel.sampler import Choice, Settings, choose
 from assay.formats.contract.config import Config, layer_tensors
 from assay.formats.contract.engine import identity
 
-BURST = 16
+MOST_STEPS = 16
 """Tokens that are decoded at most before the host looks."""
 
 DeviceTap = Callable[[str, jax.Array | int, jax.Array], jax.Array]
@@ -112,10 +112,10 @@ Loop = tuple[jax.Array, jax.Array, jax.Array, Choice, jax.Array, State]
 def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, tokens: jax.Array, start: jax.Array,
            turns: jax.Array, state: State, settings: Settings, counter: jax.Array, n_steps: jax.Array,
            ended: jax.Array, end_ids: jax.Array) -> tuple[Choice, jax.Array, jax.Array, State]:  # fmt: skip
-    """Up to ``n_steps`` (at most BURST) steps of one token a sequence, each reading what the one before it chose.
+    """Up to ``n_steps`` (at most MOST_STEPS) steps of one token a sequence, each reading what the one before it chose.
 
     tokens, start, ended [n_sequences]. Stops when every sequence has chosen one of ``end_ids`` or was ``ended``.
-    Returns the choices [BURST, n_sequences], how many of them were made, the last logits, and the state.
+    Returns the choices [MOST_STEPS, n_sequences], how many of them were made, the last logits, and the state.
     """
 
     @jax.jit  # so that it is traced once: for the shapes of what it returns, and in the loop
@@ -138,7 +138,7 @@ def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params,
         return i + 1, choice.token, ended, choices, logits, state
 
     shapes = jax.eval_shape(step, jnp.int32(0), tokens, state)
-    choices = jax.tree.map(lambda a: jnp.zeros((BURST, *a.shape), a.dtype), shapes[0])
+    choices = jax.tree.map(lambda a: jnp.zeros((MOST_STEPS, *a.shape), a.dtype), shapes[0])
     logits = jnp.zeros(shapes[1].shape, shapes[1].dtype)
     made, _, _, choices, logits, state = lax.while_loop(
         goes_on, body, (jnp.int32(0), tokens, ended, choices, logits, state)

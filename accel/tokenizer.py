@@ -23,7 +23,7 @@ from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
 from assay.formats.errors import InputError, ModelError
 
 QWEN2 = (
@@ -55,22 +55,16 @@ def _pipeline(vocabulary: Vocabulary, nfc: bool) -> Pipeline:
     ModelError where the library would stay silent (it drops a character without a token) or fail its own way.
     """
     if vocabulary.pre not in PATTERNS:
-        raise ModelError(
-            f"unknown pre-tokeniser {vocabulary.pre!r}",
-            where="tokenizer.ggml.pre",
-            remedy=f"Assay knows {', '.join(PATTERNS)}.",
-        )
+        raise ModelError(f"unknown pre-tokeniser {vocabulary.pre!r}", where="tokenizer.ggml.pre",
+                         remedy=f"Assay knows {', '.join(PATTERNS)}.")
     normal = vocabulary.ids_of_kind(NORMAL)
     tokens = {vocabulary.tokens[i]: i for i in normal}
     if len(tokens) != len(normal):
         twice = next(vocabulary.tokens[i] for i in normal if tokens[vocabulary.tokens[i]] != i)
         raise ModelError(f"two tokens are spelled {twice!r}", where="vocabulary")
     if missing := [byte for character, byte in BYTES.items() if character not in tokens]:
-        raise ModelError(
-            f"no token stands for byte 0x{min(missing):02X}",
-            where="vocabulary",
-            remedy="A byte-level BPE vocabulary has a token for each of the 256 bytes.",
-        )
+        raise ModelError(f"no token stands for byte 0x{min(missing):02X}", where="vocabulary",
+                         remedy="A byte-level BPE vocabulary has a token for each of the 256 bytes.")
     merges = []
     for line in dict.fromkeys(vocabulary.merges):  # of a merge listed twice the first counts
         left, _, right = line.partition(" ")
@@ -117,11 +111,9 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(
-                f"the text holds a lone surrogate, U+{ord(text[error.start]):04X}",
-                where=f"prompt, character {error.start}",
-                remedy="Pass text that can be written as UTF-8.",
-            ) from None
+            raise InputError(f"the text holds a lone surrogate, U+{ord(text[error.start]):04X}",
+                             where=f"prompt, character {error.start}",
+                             remedy="Pass text that can be written as UTF-8.") from None
         for start, stop, token_id in self._named_tokens(prompt, special):
             ids += self._pipeline.encode(text[done:start], add_special_tokens=False).ids
             ids.append(token_id)
@@ -131,15 +123,15 @@ class Tokenizer:
             return ids
         bos_id = self.vocabulary.bos_id
         if bos_id is None:
-            raise InputError(
-                "a BOS token was asked for, but the vocabulary names none",
-                where="prompt",
-                remedy="Encode with bos=False.",
-            )
+            raise InputError("a BOS token was asked for, but the vocabulary names none", where="prompt",
+                             remedy="Encode with bos=False.")
         return ids if ids and ids[0] == bos_id else [bos_id, *ids]
 
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
-        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens."""
+        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens.
+
+        An UNUSED id, to which the file gives no text, is read as ``<undefined 151665>``.
+        """
         return b"".join([self._shown(token_id, special) for token_id in ids]).decode("utf-8", "replace")
 
     def stream(self, *, special: bool = True) -> Stream:
@@ -158,14 +150,15 @@ class Tokenizer:
         if not 0 <= index < len(self.vocabulary):
             raise InputError(f"token id {index} is not in 0..{len(self.vocabulary) - 1}", where="ids")
         token, kind = self.vocabulary.tokens[index], self.vocabulary.kinds[index]
+        if kind == UNUSED:
+            return UNDEFINED.format(index).encode()
         if kind != NORMAL:
             return b"" if kind == CONTROL and not special else token.encode()
         try:
             return bytes([BYTES[character] for character in token])
         except KeyError as error:
-            raise ModelError(
-                f"{error.args[0]!r} in token {index} ({token!r}) stands for no byte", where="vocabulary"
-            ) from None
+            raise ModelError(f"{error.args[0]!r} in token {index} ({token!r}) stands for no byte",
+                             where="vocabulary") from None
 
     def _named_tokens(self, prompt: Prompt, special: bool) -> Iterator[tuple[int, int, int]]:
         """``(start, stop, id)`` of each named token: leftmost, longest first.

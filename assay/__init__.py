@@ -12,6 +12,7 @@ The names below are imported when they are asked for: a room of this package (``
 ...) must not bring in the floor above it.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from assay.formats.contract.engine import Generation, Prompt, Sampling, Step
 
 __all__ = ["Generation", "Prompt", "Sampling", "Step", "generate", "generate_batch", "load", "stream_generate"]
+
+if not os.path.isdir(os.path.join(os.path.dirname(__file__), "formats")):
+    raise ImportError(  # a system without links has text files in their place, and a wheel built there has nothing
+        "assay/formats is not a folder: in the repository it is a symbolic link to ../formats, and this copy has lost "
+        "its links; clone with 'git clone -c core.symlinks=true', or install a wheel that was built where links work")
 
 _RECORDS = {"Generation", "Prompt", "Sampling", "Step"}
 

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Annotated
 
@@ -18,12 +18,24 @@ from typer.exceptions import TyperException
 
 from assay.commands import options
 from assay.formats import AssayError
+from assay.output import prepare_streams, say
 
 EPILOG = (
     "Exit codes: 0 success; 1 a bug in Assay; 2 bad request; 3 damaged file; 4 not a model Assay can run; "
     "5 chat template; 6 model could not be fetched; 7 not-a-number; 8 what was compared differs; "
-    "9 not the same sample; 10 no verdict; 130 interrupted."
+    "9 not the same sample; 10 no verdict; 130 interrupted; 129, 143 told to end (SIGHUP, SIGTERM)."
 )
+FIRST_STEPS = """Assay: does the fast engine compute what the model file says?
+
+Try, with the small model that is built in:
+
+  assay run 'def fib(n):'      generate text with the fast engine
+  assay parity                 judge the fast engine against the oracle, stage by stage
+  assay inspect                what a model file says of itself
+  assay pull --list            real models that can be fetched by name; or give your own: -m FILE
+
+assay --help lists all commands, assay COMMAND --help the options of one.
+"""
 
 COMMANDS = ("run", "chat", "tokenize", "inspect", "convert", "tensors", "validate", "hex", "diff", "pull", "bench",
             "parity", "flips", "bisect", "axes", "trace", "quantize")  # fmt: skip
@@ -58,7 +70,6 @@ def app_for(arguments: Sequence[str]) -> typer.Typer:
         name="assay",
         help="Does the fast engine compute what the model file says?",
         epilog=EPILOG,
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
@@ -83,15 +94,46 @@ def main() -> None:
     sys.exit(code)
 
 
+class Ended(BaseException):
+    """We were told to end. No ``Exception``, as Ctrl-C is none: what is unfinished is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def ending_when_told() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise ``Ended`` in the block, once: ``timeout`` sends a second one while we tidy up.
+
+    A signal that whoever started us chose to ignore (``nohup``) stays ignored.
+    """
+    def end(number: int, _: object) -> None:
+        for one in heeded:
+            signal.signal(one, signal.SIG_IGN)
+        raise Ended(number)
+
+    heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, end) for one in heeded}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def outcome() -> int:
     """Carry out what ``sys.argv`` asks for; the exit code, failures already reported. Raises OSError.
 
     Typer's own runner is not used: it turns a broken pipe into exit code 1 and says nothing about Ctrl-C.
     """
+    if not sys.argv[1:]:
+        print(FIRST_STEPS, end="")
+        return 0
     try:
-        command = typer.main.get_command(app_for(sys.argv[1:]))
-        with command.make_context("assay", sys.argv[1:]) as context:
-            command.invoke(context)
+        with ending_when_told():
+            command = typer.main.get_command(app_for(sys.argv[1:]))
+            with command.make_context("assay", sys.argv[1:]) as context:
+                command.invoke(context)
     except typer.Exit as exit_:
         return exit_.exit_code
     except AssayError as error:
@@ -101,6 +143,12 @@ def outcome() -> int:
         return fail(f"{message} (try --help)", 2) if message else 2
     except (typer.Abort, KeyboardInterrupt):
         return fail("interrupted", 130)
+    except Ended as told:
+        return fail(f"ended by {told.signal.name}", 128 + told.signal)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Rich's answer to a reader of --help who has seen enough
+            raise BrokenPipeError from None
+        raise
     except OSError:
         raise
     except Exception as error:
@@ -111,18 +159,6 @@ def outcome() -> int:
     return 0
 
 
-def prepare_streams() -> None:
-    """Write UTF-8 whatever the locale; what UTF-8 cannot hold (half of a file name's byte) is escaped as in JSON.
-
-    A standard stream that was closed before we started is nothing to read, and nowhere to write.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  open for as long as the program runs
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
 def discard_output() -> None:
     """Send what is still to be written nowhere, so that it cannot fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -131,7 +167,7 @@ def discard_output() -> None:
 def fail(line: str, code: int, error: AssayError | None = None) -> int:
     """Say one line on standard error, and with --json also an object on standard output."""
     one_line = " ".join(line.split())
-    options.say(one_line)
+    say(one_line)
     if "--json" in sys.argv:
         what = {"type": "AssayError", "what": one_line} if error is None else options.error_of(error)
         with suppress(OSError):  # nobody may be reading; the exit code must still be the failure's

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from assay.formats.system.progress import Progress as Callback
 from assay.formats.system.progress import quiet
+from assay.output import Output
 
 
 @contextmanager
@@ -22,8 +22,8 @@ def bar() -> Iterator[Callback]:
     if not sys.stderr.isatty():
         yield quiet
         return
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Output(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None, visible=False)
         shown = ""
 

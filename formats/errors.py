@@ -17,6 +17,7 @@ may reach a user: an ``IndexError`` or a ``MemoryError`` from hostile input is a
     9     SampleError      two engines were not shown the same sample, so nothing was compared
     10    -                no error: no verdict, for want of a floor (``UNDECIDED``)
     130   -                interrupted (Ctrl-C)
+    129   -                told to end by SIGHUP, as 143 by SIGTERM: 128 + the signal's number
 """
 
 from __future__ import annotations
@@ -54,16 +55,8 @@ class FormatError(AssayError):
 
     exit_code = 3
 
-    def __init__(
-        self,
-        code: str,
-        detail: str,
-        *,
-        path: object,
-        field: str,
-        offset: int | None = None,
-        remedy: str = "The file is damaged or not a model; fetch it again.",
-    ) -> None:
+    def __init__(self, code: str, detail: str, *, path: object, field: str, offset: int | None = None,
+                 remedy: str = "The file is damaged or not a model; fetch it again.") -> None:
         self.code, self.offset, self.field = code, offset, field
         at = "" if offset is None else f" at byte {offset}"
         super().__init__(f"{detail} [{code}]", where=f"{path}: {field}{at}", remedy=remedy)

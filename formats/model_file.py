@@ -192,7 +192,7 @@ def described(container: Container) -> Qwen2:
     if isinstance(container, HFFolder):
         return hf_qwen2.qwen2_of(container)
     raise ModelError(f"a file of format {container.format!r} holds no model", where=str(container.path),
-                     remedy="Convert it to a format that does")  # fmt: skip
+                     remedy="Give the folder that it lies in: config.json and tokenizer.json belong to it")  # fmt: skip
 
 
 def tensor_of(container: Container, info: TensorInfo, name: str | None = None) -> Tensor:

@@ -25,13 +25,15 @@ class Divergence(NamedTuple):
     """Two distributions at each of some positions, arrays [n_positions]."""
 
     kl: np.ndarray
-    """KL(truth || candidate), nats. Where a candidate names only some tokens, at least so much."""
+    """KL(truth || candidate), nats, never below 0. Where a candidate names only some tokens, at least so much."""
     true_next: np.ndarray
     """The truth's log-probability of the token that follows in the text; NaN after the last."""
     found_next: np.ndarray
     """The candidate's; NaN where it did not name the token."""
     shared_top: np.ndarray
     """Share of the truth's TOP likeliest tokens that are among the candidate's; NaN where it named fewer than TOP."""
+    bound: np.ndarray
+    """bool: the candidate named only some tokens, so its ``kl`` is a lower bound."""
 
 
 def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = (), rows: int = 64) -> Divergence:
@@ -49,12 +51,12 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
         unnamed = np.isnan(q)
         if not unnamed.any():
             q = log_softmax(q, axis=1)
-            kl = (np.exp(p) * (p - q)).sum(1)
+            kl = kl_of(p, q)
         else:
             named = np.where(unnamed, 0.0, np.exp(p) * (p - q)).sum(1)
             p_rest = np.where(unnamed, np.exp(p), 0.0).sum(1)
             q_rest = np.maximum(1 - np.where(unnamed, 0.0, np.exp(q)).sum(1), 0.0) + LEAK
-            kl = named + rel_entr(p_rest, q_rest)
+            kl = np.maximum(named + rel_entr(p_rest, q_rest), 0)  # LEAK can put it below 0, which no KL is
         after = np.asarray(following[at : at + rows], np.intp)
         true_next, found_next = (np.append(x[np.arange(len(after)), after], np.full(len(p) - len(after), np.nan))
                                  for x in (p, q))  # fmt: skip
@@ -62,8 +64,20 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
         shared = np.array([len(set(a) & set(b)) / top
                            for a, b in zip(likeliest(p, top), likeliest(q, top), strict=True)])  # fmt: skip
         shared[(~unnamed).sum(1) < top] = np.nan
-        parts.append(Divergence(kl, true_next, found_next, shared))
+        parts.append(Divergence(kl, true_next, found_next, shared, unnamed.any(1)))
     return Divergence(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def kl_of(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """KL of log-probabilities p, q [n, n_vocab], f64 [n]: Σ e^p (e^d - 1 - d) with d = q - p.
+
+    As both add up to 1 this is Σ e^p (p - q), but no term is below 0: where d is small the other form is the difference
+    of rounding errors, which can come out negative.
+    """
+    d = q - p
+    small = np.clip(d, -0.5, 0.5)  # elsewhere nothing cancels, and e^d could overflow
+    terms = np.where(small == d, np.exp(p) * (np.expm1(small) - small), np.exp(q) - np.exp(p) - np.exp(p) * d)
+    return np.maximum(terms, 0).sum(1)
 
 
 def likeliest(x: np.ndarray, n: int) -> list[list[int]]:

@@ -142,6 +142,8 @@ class Account(NamedTuple):
     kl_mean: float
     kl_error: float
     """Standard error of kl_mean by bootstrap over blocks of consecutive positions."""
+    kl_is_bound: bool = False
+    """Whether the candidate named only some tokens somewhere: the KL is at least kl_mean then."""
 
 
 def account(positions: Positions) -> Account:
@@ -158,4 +160,5 @@ def account(positions: Positions) -> Account:
         top1=float(1 - flipped.mean()),
         kl_mean=float(positions.divergence.kl.mean()),
         kl_error=block_bootstrap(positions.divergence.kl),
+        kl_is_bound=bool(positions.divergence.bound.any()),
     )

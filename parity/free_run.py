@@ -1,10 +1,10 @@
 """A candidate writes by itself, beside what the truth writes: where do they part, and was that to be expected?
 
 Reading the truth's text token by token is not all of generating: a generation has a path of its own through an engine,
-with its chunks, bursts and cache. So the candidate's own ``generate`` is asked for the whole answer. Where it first
-chooses another token than the truth, the difference is noted and it is asked again, after the truth's text and token up
-to there: no position after a difference stays unchecked, and every difference has the probability that was predicted
-for it.
+with its chunks, multi-step decode and cache. So the candidate's own ``generate`` is asked for the whole answer. Where
+it first chooses another token than the truth, the difference is noted and it is asked again, after the truth's text
+and token up to there: no position after a difference stays unchecked, and every difference has the probability that
+was predicted for it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from assay.formats.system.printable import printable
 from assay.parity.bisect import TOLERANCE_FACTOR, Finding
 from assay.parity.distance import Distance, over
 from assay.parity.stages import MEASURES, NoiseFloor
@@ -58,8 +59,8 @@ def junit(name: str, cases: Sequence[Case], properties: Mapping[str, str]) -> by
 
 
 def text(given: str) -> str:
-    """Text as XML can hold it: what it cannot becomes the replacement character."""
-    return NO_XML.sub("\ufffd", given)
+    """Text as XML can hold it and a CI server's log can show it; what XML cannot hold becomes U+FFFD."""
+    return NO_XML.sub("\ufffd", printable(given, keep="\n\t"))
 
 
 def stage_cases(found: Finding | None, floor: NoiseFloor, verdict: Verdict) -> list[Case]:

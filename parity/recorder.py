@@ -1,7 +1,7 @@
 """Writing a dump: a tap that puts each stage on the disk as it is shown, so memory does not grow with depth.
 
-with recording(folder, sample, literal, fingerprint) as tap:    # DIR.3f9c21ab.unfinished
-    engine.forward(ids, tap)                                    # here it becomes DIR, whole
+    with recording(folder, sample, literal, fingerprint) as tap:    # DIR.3f9c21ab.unfinished
+        engine.forward(ids, tap)                                    # here it becomes DIR, whole
 """
 
 from __future__ import annotations

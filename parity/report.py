@@ -8,11 +8,11 @@ text: each value passes through :func:`visible` and Jinja's autoescape, so none 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from assay.formats.system.printable import printable
 from assay.parity.sample import place
 
 CELL, LEFT, TOP = 22, 110, 22
@@ -121,14 +121,8 @@ def page(*, title: str, verdict: str, green: bool | None, reason: str, facts: Ma
 
 
 def visible(value: Any) -> Any:
-    """A text with its control characters and halves of characters written out; only a tab and a line's end stay.
-
-    U+202E, say, would show the text after it backwards, and UTF-8 cannot hold the half of a character that stands for
-    a file name's odd byte. Other values, and finished markup, are left as they are.
-    """
-    if not isinstance(value, str) or hasattr(value, "__html__"):
-        return value
-    return "".join(repr(c)[1:-1] if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c for c in value)
+    """A text as the page shows it: nothing in it turns what follows around. Finished markup is left as it is."""
+    return printable(value, keep="\n\t") if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def heat(ratio: float, tolerance: float) -> str:

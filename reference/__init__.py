@@ -1,8 +1,8 @@
 """The oracle: Qwen2 in plain NumPy, written to be read. Start with ``reference/README.md``.
 
-from assay import reference
-model = reference.load("model.gguf", arith="f64")
-print(reference.generate(model, "def fib(n):", max_tokens=16).text)
+    from assay import reference
+    model = reference.load("model.gguf", arith="f64")
+    print(reference.generate(model, "def fib(n):", max_tokens=16).text)
 """
 
 from __future__ import annotations

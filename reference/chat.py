@@ -4,7 +4,7 @@ Every turn is ``<|im_start|>{role}\\n{content}<|im_end|>\\n`` ("ChatML"); the pr
 assistant turn, which the model fills in. Tool definitions, calls and results are JSON inside such turns.
 
 A model file states its format as a program in the Jinja language. This module does not run that program: it
-says in Python what the known ones mean, and knows them by the SHA-256 of their text.
+says in Python what the known ones mean, and knows them by the SHA-256 of their text, as Jinja reads it.
 
 Source: the ``tokenizer.chat_template`` of Qwen2.5-Coder-0.5B-Instruct and -1.5B-Instruct.
 """
@@ -42,7 +42,7 @@ FLAVOURS = {
     # what the model's users get.
     "d5495a1e5db0611132a97e46a65dbb64a642a499421228b9c8b93229097fa9a4": Flavour(QWEN, "{" + CALL + "}"),
 }
-"""SHA-256 of the template's UTF-8 text, exactly as the file has it -> what it means."""
+"""SHA-256 of the template's UTF-8 text, as :func:`as_jinja_reads` gives it -> what it means."""
 
 
 def render(messages: Sequence[Mapping[str, Any]], template: str, *, control_tokens: Sequence[str] = (),
@@ -70,12 +70,28 @@ def flavour_of(template: str) -> Flavour:
     if not isinstance(template, str) or not template:
         raise TemplateError("the model has no chat template", where="tokenizer.chat_template",
                             remedy="It is not a chat model: give raw text as the prompt.")  # fmt: skip
-    digest = hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest()
-    if digest not in FLAVOURS:
-        raise TemplateError(f"the oracle does not know the chat template with SHA-256 {digest}",
+    known = FLAVOURS.get(digest_of(as_jinja_reads(template)))
+    if known is None:
+        raise TemplateError(f"the oracle does not know the chat template with SHA-256 {digest_of(template)}",
                             where="tokenizer.chat_template",
                             remedy="Use the accel engine, or give the prompt as raw text.")  # fmt: skip
-    return FLAVOURS[digest]
+    return known
+
+
+def as_jinja_reads(template: str) -> str:
+    r"""``template`` with what Jinja does not see in its newlines made uniform: two that render alike are equal.
+
+    Jinja reads ``\r\n`` and ``\r`` as ``\n``, drops one newline at the end of the source, and (``trim_blocks``, which
+    chat templates are rendered with) the one right after a block's ``%}``. Here the text ends with one in any case.
+    Source: jinja2/lexer.py, ``Lexer.tokeniter``.
+    """
+    text = re.sub("\r\n?", "\n", template).removesuffix("\n")
+    return (text.removesuffix("\n") if text.endswith("%}\n") else text) + "\n"
+
+
+def digest_of(text: str) -> str:
+    """SHA-256 of ``text`` in UTF-8, hexadecimal."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def system_turn(first: dict, tools: list[dict] | None, flavour: Flavour,

@@ -2,7 +2,7 @@
 
 Greedy decoding is ``argmax``. Otherwise the logits are penalised, tempered, filtered, and one token is drawn by
 inverting the cumulative distribution at a uniform number u. That number comes from a counter-based generator,
-u = Threefry(seed, t) for the t-th generated token, so a text can be reproduced on any engine, from any point.
+u = Threefry(seed, t) for the t-th generated token: the same number on any engine, from any point.
 
 Sources: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020 (top-p); Keskar et al., "CTRL",
 2019 (repeat penalty); Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011 (Threefry-2x32-20).

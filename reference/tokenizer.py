@@ -31,7 +31,7 @@ from itertools import groupby
 from unicodedata import combining, normalize
 
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
 from assay.formats.errors import InputError, ModelError
 from assay.reference.pre_tokenizer import PRE_TOKENISERS, pre_tokens
 
@@ -111,11 +111,8 @@ def normal_ids(vocabulary: Vocabulary) -> dict[str, int]:
             raise ModelError(f"tokens {ids[token]} and {token_id} are both {token!r}", where="vocabulary")
     for byte, character in enumerate(ALPHABET):
         if character not in ids:
-            raise ModelError(
-                f"no token stands for byte 0x{byte:02X}",
-                where="vocabulary",
-                remedy="A byte-level BPE vocabulary has a token for each of the 256 bytes.",
-            )
+            raise ModelError(f"no token stands for byte 0x{byte:02X}", where="vocabulary",
+                             remedy="A byte-level BPE vocabulary has a token for each of the 256 bytes.")
     return ids
 
 
@@ -126,9 +123,8 @@ def merge_ranks(merges: Sequence[str], ids: dict[str, int]) -> dict[tuple[str, s
         left, _, right = line.partition(" ")
         for token in (left, right, left + right):
             if token not in ids:
-                raise ModelError(
-                    f"merge {rank} ({line!r}) needs the token {token!r}, which does not exist", where="vocabulary"
-                )
+                raise ModelError(f"merge {rank} ({line!r}) needs the token {token!r}, which does not exist",
+                                 where="vocabulary")
         ranks.setdefault((left, right), rank)
     return ranks
 
@@ -138,11 +134,9 @@ def require_utf8(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text holds a lone surrogate, U+{ord(text[error.start]):04X}",
-            where=f"prompt, character {error.start}",
-            remedy="Pass text that can be written as UTF-8.",
-        ) from None
+        raise InputError(f"the text holds a lone surrogate, U+{ord(text[error.start]):04X}",
+                         where=f"prompt, character {error.start}",
+                         remedy="Pass text that can be written as UTF-8.") from None
 
 
 def overlaps(ranges: Iterable[tuple[int, int]], start: int, stop: int) -> bool:
@@ -158,11 +152,8 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary, *, nfc: bool = True) -> None:
         if vocabulary.pre not in PRE_TOKENISERS:
-            raise ModelError(
-                f"unknown pre-tokeniser {vocabulary.pre!r}",
-                where="tokenizer.ggml.pre",
-                remedy=f"Assay knows {', '.join(PRE_TOKENISERS)}.",
-            )
+            raise ModelError(f"unknown pre-tokeniser {vocabulary.pre!r}", where="tokenizer.ggml.pre",
+                             remedy=f"Assay knows {', '.join(PRE_TOKENISERS)}.")
         self.vocabulary, self._nfc = vocabulary, nfc
         self._ids = normal_ids(vocabulary)
         self._ranks = merge_ranks(vocabulary.merges, self._ids)
@@ -190,7 +181,10 @@ class Tokenizer:
         return self._with_bos(ids) if wanted else ids
 
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
-        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens."""
+        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens.
+
+        An UNUSED id, to which the file gives no text, is read as ``<undefined 151665>``.
+        """
         return b"".join(self._shown_bytes(token_id, special) for token_id in ids).decode(errors="replace")
 
     def stream(self, *, special: bool = True) -> Stream:
@@ -201,14 +195,15 @@ class Tokenizer:
         """The bytes one token stands for. InputError for an id outside the vocabulary."""
         token_id = self._checked(token_id)
         token = self.vocabulary.tokens[token_id]
+        if self.vocabulary.kinds[token_id] == UNUSED:
+            return UNDEFINED.format(token_id).encode()
         if self.vocabulary.kinds[token_id] != NORMAL:
             return token.encode()
         try:
             return bytes(BYTE_OF[character] for character in token)
         except KeyError as error:
-            raise ModelError(
-                f"{error.args[0]!r} in token {token_id} ({token!r}) stands for no byte", where="vocabulary"
-            ) from None
+            raise ModelError(f"{error.args[0]!r} in token {token_id} ({token!r}) stands for no byte",
+                             where="vocabulary") from None
 
     def _named(self, kind: int) -> dict[str, int]:
         tokens = self.vocabulary.tokens
@@ -244,11 +239,8 @@ class Tokenizer:
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos_id = self.vocabulary.bos_id
         if bos_id is None:
-            raise InputError(
-                "a BOS token was asked for, but the vocabulary names none",
-                where="prompt",
-                remedy="Encode with bos=False.",
-            )
+            raise InputError("a BOS token was asked for, but the vocabulary names none", where="prompt",
+                             remedy="Encode with bos=False.")
         return ids if ids[:1] == [bos_id] else [bos_id, *ids]
 
     def _shown_bytes(self, token_id: int, special: bool) -> bytes:

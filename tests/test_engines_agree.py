@@ -75,7 +75,9 @@ def test_both_engines_agree_on_the_builtin_model(builtin_f64: Any, builtin_f32: 
 
 
 @pytest.mark.parametrize("name", ODD_MODELS)
-def test_both_engines_agree_on_odd_models(name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]) -> None:
+def test_both_engines_agree_on_odd_models(
+    name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]
+) -> None:
     ids = [i % len(TOKENS) for i in IDS]
     truth = captured(reference.load(odd(name), arith="f64"), ids)
     check(captured(reference.load(odd(name)), ids), truth, fast(name).file.config)
@@ -225,7 +227,9 @@ def test_greedy_text_is_the_same_on_the_builtin_model(builtin_f64: Any, builtin_
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_text_is_the_same_on_odd_models(name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]) -> None:
+def test_text_is_the_same_on_odd_models(
+    name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]
+) -> None:
     oracle = reference.load(odd(name), cache_weights=True)
     # One token of prompt: the stages above came from the many-token products, here are the one-token ones.
     for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):  # drawn as well: greedy text may circle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,12 @@ from hypothesis import strategies as st
 
 import assay.accel.tokenizer
 import assay.reference.tokenizer
+from assay.formats import InputError, open_model
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import NORMAL
+from assay.formats.conversion.convert import convert
+from tests import hf_builder
+from tests.model_builder import TOKENS, Shape
 from tests.tokenizer_corpus import SAMPLES, mixed_text, prompts, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
@@ -82,3 +87,20 @@ def test_every_token_has_the_same_bytes() -> None:
     oracle, fast = TWINS[True]
     for token_id in range(len(VOCABULARY)):
         assert fast.bytes_of(token_id) == oracle.bytes_of(token_id)
+
+
+def test_an_id_that_stands_for_no_text_is_called_undefined(tmp_path: Path) -> None:
+    """A row of the embedding without a token: its filler's name was read as a text, as if the model had written it."""
+    n = len(TOKENS)
+    folder = hf_builder.build(tmp_path / "hf", Shape(n_padding=3))
+    convert(folder, tmp_path / "x.gguf")
+    convert(folder, tmp_path / "x.apr")
+    for file in map(open_model, (folder, tmp_path / "x.gguf", tmp_path / "x.apr")):
+        assert file.vocabulary.tokens[n] == f"[PAD{n}]", "the name is kept, for converters"
+        for package in (assay.reference, assay.accel):
+            tokenizer = package.tokenizer.Tokenizer(file.vocabulary)
+            assert tokenizer.decode([0, n, n + 2]) == f"!<undefined {n}><undefined {n + 2}>"
+            stream = tokenizer.stream()
+            assert stream.push(n + 1) + stream.flush() == f"<undefined {n + 1}>"
+            with pytest.raises(InputError):
+                tokenizer.decode([n + 3])

@@ -26,7 +26,7 @@ SAMPLES = {
     "English": "The quorum wasn't met; they'RE waiting, I'd say 'til 10:45. \"We've 3,\" she'll reply.",
     "contractions": "'s'T'Re've'LL'd x'sy 'ſ x'ſt 'K 'Kelvin don''t it's's I'MA 'lL 'rE'",
     "Python": "def f(x):\n\treturn {k: v[1:-1] for k, v in x.items()}  # ->\n\n    @property\n\n\n",
-    "C": '#include <stdio.h>\r\nint main(void) {\r\n  for (int i=0;i<10;++i) printf("%d\\n", i);\r\n}\r\n',
+    "C": "#include <stdio.h>\r\nint main(void) {\r\n  for (int i=0;i<10;++i) printf(\"%d\\n\", i);\r\n}\r\n",
     "JSON": '{"a": [1, 2.5e-10, null], "b\\u00e9": "x\\/y", "roadmaps": "/roadmaps/2024"}',
     "punctuation": " !!! ...?! (x):\n -> => // /* */ <|> --- === ***\n\n§ ¿¡ «» „“ ‘’ … — ‽",
     "numbers": "2+2=4 12345 1,000,000 3.14159 ½ Ⅷ ² ٣٤٥ १२३ 一二三 ①②③ 𝟘𝟙",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.formats import InputError
-from assay.formats.system.atomic_file import beside, place
+from assay.formats.system.atomic_file import replacing
 
 PANELS = {
     "prefill": ("reading a prompt", "prompt length"),
@@ -40,14 +40,8 @@ def draw(facts: dict[str, Any], path: Path) -> None:
     second. Raises InputError if the file cannot be written.
     """
     picture = png(facts)
-    temporary = beside(path, ".part")
-    try:
-        temporary.write_bytes(picture)
-        place(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot be written: {error.strerror}", where=f"--plot {path}",
-                         remedy="Check the folder") from None  # fmt: skip
+    with replacing(path, force=True) as file:  # ``check`` has asked
+        file.write(picture)
 
 
 def png(facts: dict[str, Any]) -> bytes:

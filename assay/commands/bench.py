@@ -15,6 +15,7 @@ from assay.benchmark.bench import BATCH, DECODE_AT, DECODE_TOKENS, MAX_BATCH, PR
 from assay.commands import options
 from assay.engines import find
 from assay.formats import InputError
+from assay.formats.system.atomic_file import demand_apart
 from assay.formats.system.progress import quiet
 from assay.progress import bar
 
@@ -47,6 +48,8 @@ def command(
     if plot is not None:
         bench_plot.check(plot, force=force)
     file, opened_s = opened(model)
+    if plot is not None:
+        demand_apart(plot, file.files)
     workloads, left_out = workloads_of(file, *sizes)
     for workload in left_out:
         options.say(f"{workload['name']} is left out: {workload['reason']}")

@@ -23,6 +23,7 @@ from assay.commands.comparison import (
     Runs,
     comparing,
     demand_all_free,
+    demand_not_read,
     exit_code,
     other_samples_reported,
     say_verdict,
@@ -68,6 +69,7 @@ def command(
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
                     default=QUICK) as (judged, sample, progress)):  # fmt: skip
+        demand_not_read(judged, [prompt_file], minify, arrays_of(minify), junit)
         found = judge_stages(judged, sample, path, runs, progress)
         shown = minify is not None and found is not None and write_repro(minify, judged, found, force=force)
     verdict = found.verdict if found else Verdict.UNCALIBRATED

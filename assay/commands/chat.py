@@ -14,6 +14,7 @@ from assay.commands.run import MAX_PROMPT_BYTES, decoded
 from assay.engines import stream_generate
 from assay.formats import InputError
 from assay.formats.contract.engine import Sampling
+from assay.output import write_generated
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 
@@ -72,8 +73,7 @@ def answer(conversation: Conversation, line: str, as_json: bool) -> None:
     try:
         for text in conversation.say(line):
             if not as_json:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                write_generated(text)
     except KeyboardInterrupt:
         stopped = True
     typer.echo(json.dumps(conversation.last, ensure_ascii=False) if as_json else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from assay.commands import options, tables
 from assay.commands.run import parse_ids, prompt_text
 from assay.formats import InputError, SampleError
 from assay.formats.errors import DIFFERENT, UNDECIDED
-from assay.formats.system.atomic_file import demand_free, replacing
+from assay.formats.system.atomic_file import demand_apart, demand_free, replacing
 from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
@@ -86,15 +86,36 @@ def flips_line(counted: Account) -> str:
     """The flips in one line."""
     return (f"{counted.observed} of {counted.positions:,} tokens flipped, {counted.expected:.2f} expected "
             f"(p = {counted.p_value:.3f}), {len(counted.unexplained)} unexplained; logit gaps moved "
-            f"{counted.noise:.2g} times the predicted noise; KL {counted.kl_mean:.2e} ± {counted.kl_error:.0e} nats, "
+            f"{counted.noise:.2g} times the predicted noise; {kl_of(counted)}, "
             f"top-1 {counted.top1:.2%}")  # fmt: skip
 
 
+def kl_of(counted: Account) -> str:
+    """The mean KL and its standard error. Of an engine that names only some tokens it is known from below only."""
+    if counted.kl_is_bound and counted.kl_mean == 0:
+        return "KL too small for the tokens named to show"
+    return f"KL {'at least ' * counted.kl_is_bound}{counted.kl_mean:.2e} ± {counted.kl_error:.0e} nats"
+
+
 def demand_all_free(*paths: Path | None, force: bool) -> None:
-    """Raise InputError, before any work is done, if a file that is to be written is there already and not ``force``."""
+    """Raise InputError, before any work is done, for a file to be written that is there already, unless ``force``.
+
+    And for two that would be the same.
+    """
+    wanted = [path for path in paths if path is not None]
+    for path in wanted:
+        demand_free(path, force=force)
+    if len({path.resolve() for path in wanted}) < len(wanted):
+        raise InputError("two files of the same name would be written", where=str(wanted[0]),
+                         remedy="Give each a name of its own")  # fmt: skip
+
+
+def demand_not_read(judged: UnderTest, others: Iterable[Path | None], *paths: Path | None) -> None:
+    """Raise InputError for a file to be written that is the model, or one of ``others`` that are read."""
+    sources = [*judged.file.files, *(other for other in others if other is not None)]
     for path in paths:
         if path is not None:
-            demand_free(path, force=force)
+            demand_apart(path, sources)
 
 
 def as_typed() -> str:

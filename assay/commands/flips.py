@@ -23,6 +23,7 @@ from assay.commands.comparison import (
     caveat,
     comparing,
     demand_all_free,
+    demand_not_read,
     exit_code,
     flips_line,
     flips_of,
@@ -72,6 +73,7 @@ def command(
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
                     taps=False, endpoint_model=endpoint_model) as (judged, sample, progress)):  # fmt: skip
+        demand_not_read(judged, [prompt_file], junit)
         positions = judge_flips(judged, sample, path, runs, progress)
         written = judge_free_run(judged, sample, free, runs, progress) if free else None
     if positions is None:
@@ -112,7 +114,7 @@ def show(said: dict[str, Any], counted: Account, written: FreeRun | None) -> Non
     """What ``--json`` says, for people: the tokens in doubt, the counts, and the verdict with its reasons."""
     show_doubtful(said["positions_in_doubt"])
     tables.line(flips_line(counted))
-    show_statistics(said["statistics"])
+    show_statistics(said["statistics"], counted.kl_is_bound)
     faults = faults_of(counted)
     if written:
         show_writing(said["free_run"])
@@ -147,9 +149,10 @@ def show_doubtful(doubtful: list[dict[str, Any]]) -> None:
         tables.line()
 
 
-def show_statistics(said: dict[str, Any]) -> None:
+def show_statistics(said: dict[str, Any], bound: bool) -> None:
     """The most telling of the figures of --kl-divergence; --json has all of them."""
     line = f"KL: median {said['kld_50']:.1e}, 99% {said['kld_99']:.1e}, largest {said['maximum_kld']:.1e}"
+    line += " at least: not every token is named" * bound
     if said[f"same_top_{TOP}"] is not None:
         line += f"; {said[f'same_top_{TOP}']:.1%} of the top {TOP} shared"
     if "rms_dp" in said:

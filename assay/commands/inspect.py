@@ -12,13 +12,13 @@ import numpy as np
 import typer
 
 from assay.commands import options, tables
-from assay.fetch.pull import say
 from assay.formats import FormatError, ModelError, ModelFile
 from assay.formats.containers.base import Container
 from assay.formats.containers.gguf import GGUF
 from assay.formats.inspection.byte_map import sections
 from assay.formats.model_file import model_in
 from assay.formats.system.atomic_file import sha256_of_files
+from assay.output import say
 
 ITEMS_SHOWN = 4
 TEXT_SHOWN = 160

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from assay.engines import BUILTIN_NAME, find, load
-from assay.fetch.pull import say
 from assay.formats import AssayError, open_model
 from assay.formats.containers.base import Container
 from assay.formats.containers.opening import open_container
+from assay.formats.system.printable import printable
+from assay.output import console, say
 from assay.progress import bar
 
 Model = Annotated[
@@ -24,8 +24,12 @@ Engine = Annotated[str, typer.Option("--engine", "-e", help="accel (JAX, fast) o
 Arith = Annotated[
     str | None, typer.Option("--arith", help="reference: f32 (default), f64, ggml; accel: fast (default), f32.")
 ]
-NFC = Annotated[bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")]
-CacheType = Annotated[str | None, typer.Option("--cache-type", help="accel: keys and values in f16, bf16 or f32.")]
+NFC = Annotated[
+    bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")
+]
+CacheType = Annotated[
+    str | None, typer.Option("--cache-type", help="accel: keys and values in f16, bf16 or f32.")
+]
 CacheWeights = Annotated[
     bool, typer.Option("--cache-weights", help="reference: keep decoded weights (4 bytes each): more memory, faster.")
 ]
@@ -34,14 +38,18 @@ TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps al
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability, 1e-6 to 1.")]
 MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the likeliest, 0 to 1.")]
 RepeatPenalty = Annotated[float, typer.Option(help="Make tokens already seen less likely, 1e-6 to 1e6; 1 is off.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same text, on either engine; 0 to 2^64 - 1.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="Of the draws, 0 to 2^64 - 1. Same seed, same ids, on one engine, arithmetic, machine and version; on "
+        "another the draws are the same, but rounding can tip one to another token."
+    ),
+]
 Special = Annotated[
     bool, typer.Option("--special/--no-special", help="Read <|im_start|> and its kin as control tokens.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DEFAULT_MODEL = BUILTIN_NAME
-UNWRAPPED = 10_000
-"""Characters: wider than any table, for a program that reads it."""
 
 
 def open_engine(model: str, engine: str, arith: str | None, nfc: bool, cache_weights: bool = False,
@@ -74,22 +82,14 @@ def container_of(container: Container) -> dict[str, Any]:
     return {"path": str(container.path), "format": container.format, "bytes": container.size}
 
 
-class Output(Console):
-    """A Rich console that leaves a pipe whose reader has gone to ``assay/cli.py``; Rich itself would exit with 1."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table. Cells are data: nothing in them is markup, and what is too long for a terminal is wrapped."""
-    table = Table(title=title, show_header=any(columns))
+    table = Table(title=printable(title), show_header=any(columns))
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else UNWRAPPED  # None: that of the terminal
-    Output(width=width, markup=False, emoji=False, highlight=False).print(table)
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console().print(table)
 
 
 def error_of(error: AssayError) -> dict[str, str]:

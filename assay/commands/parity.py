@@ -24,6 +24,7 @@ from assay.commands.comparison import (
     as_typed,
     comparing,
     demand_all_free,
+    demand_not_read,
     exit_code,
     flips_line,
     flips_of,
@@ -79,6 +80,7 @@ def command(
     with (other_samples_reported(junit, force=force),
           comparing(*asked, taps=True, default=QUICK) if dump is None else
           comparing_dump(dump, *asked) as (judged, sample, progress)):  # fmt: skip
+        demand_not_read(judged, [prompt_file, *(dump.rglob("*") if dump else ())], report, junit)
         if dump is None:
             found = judge_stages(judged, sample, path, runs, progress)
             numbers = found is None or found.untouched is not None

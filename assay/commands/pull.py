@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from assay.commands import options
 from assay.fetch.catalogue import catalogue
@@ -54,8 +52,6 @@ def list_models(folder: Path, as_json: bool) -> None:
             models.append(asdict(entry) | {"sources": [s.title for s in entry.sources], "path": path})
         typer.echo(json.dumps({"models": models}, ensure_ascii=False))
         return
-    table = Table("name", "model", "size", "licence", "pulled")
-    for entry in entries:
-        size = f"{entry.size / 1e6:,.0f} MB"
-        table.add_row(entry.name, entry.description, size, entry.licence, "yes" if paths[entry.name].exists() else "")
-    Console().print(table)
+    rows = [(entry.name, entry.description, f"{entry.size / 1e6:,.0f} MB", entry.licence,
+             "yes" if paths[entry.name].exists() else "") for entry in entries]  # fmt: skip
+    options.show("", ("name", "model", "size", "licence", "pulled"), rows)

@@ -20,6 +20,7 @@ from assay.formats.containers.gguf_writer import write_gguf
 from assay.formats.model_file import Tensor
 from assay.formats.quantizers.quantization_mix import ALIASES, FLOATS, MIXES, chosen_types, named
 from assay.formats.quantizers.whole_tensors import Requantized, census, counting
+from assay.formats.system.atomic_file import demand_apart
 from assay.formats.system.progress import Progress
 from assay.progress import bar
 
@@ -45,6 +46,7 @@ def command(
     """Write a model with its matrices quantised: the same types and the same bytes as llama.cpp's own quantiser."""
     mix, began = named(mix), time.perf_counter()
     file = options.open_file(source)
+    demand_apart(target, file.files)
     metadata = metadata_for(file, mix)
     with bar() as progress:
         shapes = {name: tensor.shape for name, tensor in file.tensors.items()}

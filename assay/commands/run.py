@@ -15,6 +15,7 @@ from assay.commands import options
 from assay.engines import generate, stream_generate
 from assay.formats import InputError
 from assay.formats.contract.engine import Generation, Prompt, Sampling, Timings
+from assay.output import write_generated
 
 MAX_PROMPT_BYTES = 16 << 20
 
@@ -67,7 +68,7 @@ def command(
         print_stream(loaded, asked, how)
     else:
         result = generate(loaded, asked, **how)
-        typer.echo(result.text)
+        write_generated(f"{result.text}\n")
         say_speed(result.timings)
 
 
@@ -115,9 +116,8 @@ def print_stream(loaded: Any, prompt: Prompt | Sequence[int], how: dict[str, Any
     """Print the answer as it comes, then a line about speed if somebody is watching."""
     timings = Timings(open_s=loaded.open_s)
     for step in stream_generate(loaded, prompt, timings=timings, **how):
-        sys.stdout.write(step.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+        write_generated(step.text)
+    write_generated("\n")
     say_speed(timings)
 
 

@@ -8,20 +8,19 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from assay.commands.options import UNWRAPPED, Output
+from assay.formats.system.printable import printable
+from assay.output import console
 
 VERDICTS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "SKIPPED": "dim"}
 
 
-def console() -> Console:
-    """Standard output, as wide as the terminal; what is printed there is data, never markup."""
-    width = None if sys.stdout.isatty() else UNWRAPPED
-    return Output(width=width, markup=False, emoji=False, highlight=False)
+def shown(text: str | Text) -> Text:
+    """A cell, or a part of a line, escaped before it is laid out: it takes the room that it will need."""
+    return Text(printable(text)) if isinstance(text, str) else Text(printable(text.plain), text.style)
 
 
 def columns(names: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Collection[str] = (),
@@ -33,13 +32,14 @@ def columns(names: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right
         number = name in right
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        table.add_row(*map(shown, row))
     console().print(table)
 
 
 def line(*parts: str | tuple[str, str], indent: int = 0) -> None:
     """One line of text, of which a part may be a pair (text, style); on a terminal folded under its first word."""
-    out, text = console(), Text.assemble(*parts)
+    out = console()
+    text = Text.assemble(*(shown(Text(*part) if isinstance(part, tuple) else part) for part in parts))
     if not parts:
         out.print()
     elif sys.stdout.isatty():
@@ -55,12 +55,12 @@ def grid(rows: Iterable[Sequence[Text]], *, fold_from: int) -> None:
         if i == 0:
             for j in range(len(row)):
                 table.add_column(no_wrap=j < fold_from, overflow="fold")
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     out = console()
     with out.capture() as captured:
         out.print(table)
     for text in captured.get().splitlines():
-        print(text.rstrip())  # a pipe wants no padding at the end of a line
+        print(text.rstrip(), file=out.file)  # a pipe wants no padding at the end of a line
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -1,7 +1,7 @@
 """A model file from one URL, by ranges where an earlier try left off. What is there after a crash:
 
-NAME.part         the bytes received so far
-NAME.part.json    {"url", "validator"}: where they came from, and the ETag or Last-Modified they had
+    NAME.part         the bytes received so far
+    NAME.part.json    {"url", "validator"}: where they came from, and the ETag or Last-Modified they had
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import zipfile
@@ -26,11 +25,12 @@ from assay.fetch.catalogue import Wheels
 from assay.formats import SourceError
 from assay.formats.system.atomic_file import CHUNK, beside, place
 from assay.formats.system.progress import Progress
+from assay.formats.system.python_child import python_child
 
 PARALLEL = 3
 TICK = 0.2  # seconds between looks at what has arrived, and so the longest that Ctrl-C waits
-PIP = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input",
-       "--disable-pip-version-check", "-q"]  # fmt: skip
+DOWNLOAD = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input",
+            "--disable-pip-version-check", "-q")  # fmt: skip
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # RuntimeError: encrypted, or unknown compression
 
 
@@ -93,9 +93,9 @@ def run_pip(requirement: str, folder: Path, stop: threading.Event) -> None:
     """``pip download`` into ``folder``; raises SourceError with pip's last error line, or when ``stop`` is set."""
     if find_spec("pip") is None:
         raise SourceError("this Python has no pip", remedy="'python -m ensurepip' installs it")
-    # -P keeps Python files of the current folder from being imported in place of pip's; TMPDIR keeps a wheel that is
-    # still arriving off a /tmp that may be small, and in a folder that is cleaned up.
-    command = [sys.executable, "-P", *PIP, "-d", str(folder), requirement]
+    # keyring, where there is one, is how pip logs in to a private index. TMPDIR keeps a wheel that is still arriving
+    # off a /tmp that may be small, and in a folder that is cleaned up.
+    command = python_child("pip", *DOWNLOAD, "-d", str(folder), requirement, needs=("pip", "keyring"))
     environment = {**os.environ, "TMPDIR": str(folder)}
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True, errors="replace") as process:  # fmt: skip

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -28,13 +27,9 @@ from assay.formats import InputError, SourceError
 from assay.formats.system.atomic_file import beside, place, sha256_of
 from assay.formats.system.cache_dir import cache_folder
 from assay.formats.system.progress import Progress, quiet
+from assay.output import say
 
 Report = Callable[[str], None]
-
-
-def say(line: str) -> None:
-    """One line on standard error."""
-    print(f"assay: {line}", file=sys.stderr)
 
 
 def locate(name_or_path: str, *, progress: Progress | None = None) -> Path:

@@ -1,8 +1,8 @@
 """Other engines to be measured beside ours, each in a process of its own.
 
-A peer is a module run as ``python -m assay.peers.NAME MODEL CONTEXT SLOTS``, with room for SLOTS sequences of
-CONTEXT tokens at once. It prints ``ready ADDRESS`` when the model is loaded, and answers ``POST ADDRESS/completion``
-as the server of llama.cpp does, until its standard input closes:
+A peer is a module, ``assay.peers.NAME``, run as a process with the arguments MODEL CONTEXT SLOTS: with room for SLOTS
+sequences of CONTEXT tokens at once. It prints ``ready ADDRESS`` when the model is loaded, and answers ``POST
+ADDRESS/completion`` as the server of llama.cpp does, until its standard input closes:
 
     {"prompt": ids or [ids, ..], "n_predict": n, "cache_prompt": bool, ..}
         -> {"tokens": ids, "timings": {"prompt_n", "prompt_ms", "predicted_n", "predicted_ms"}}, or a list of these
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from typing import IO, Any
 from urllib.error import HTTPError
 
 from assay.formats import InputError
+from assay.formats.system.python_child import python_child
 
 LOAD_TIMEOUT = ANSWER_TIMEOUT = 900
 """Seconds. A prompt of 4096 tokens in f32 takes minutes on two processors; a peer that hangs must end some day."""
@@ -138,8 +138,9 @@ def running(name: str, model: Path, *, context: int, slots: int = 1) -> Iterator
 
     Raises InputError as :func:`require`, or if it does not start.
     """
-    module = require(name).module
-    command = [sys.executable, "-m", module, str(model.resolve()), str(context), str(slots)]
+    recipe = require(name)
+    needs = (recipe.module.partition(".")[0], "assay", "numpy", *recipe.packages)
+    command = python_child(recipe.module, str(model.resolve()), str(context), str(slots), needs=needs)
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)

@@ -82,11 +82,8 @@ def pack(type_name: str, quants: Quants) -> np.ndarray:
     """
     module = _quantised_module(type_name)
     if type_name not in ENCODABLE:
-        raise ModelError(
-            f"{type_name} is a type that Assay can read but not write",
-            where="block encoder",
-            remedy=f"It writes {', '.join(ENCODABLE)}",
-        )
+        raise ModelError(f"{type_name} is a type that Assay can read but not write", where="block encoder",
+                         remedy=f"It writes {', '.join(ENCODABLE)}")
     leading = quants.d.shape
     fields = {name: field for name, field in quants._asdict().items() if field is not None}
     flat = Quants(**{name: field.reshape(-1, *field.shape[len(leading) :]) for name, field in fields.items()})
@@ -99,11 +96,8 @@ def encode(type_name: str, values: np.ndarray) -> np.ndarray:
     What is too large for F16 or BF16 becomes infinite, without a warning. Raises ModelError for any other type.
     """
     if type_name not in _FLOAT:
-        raise ModelError(
-            f"{type_name} is not a float type",
-            where="block encoder",
-            remedy=f"Use {', '.join(_FLOAT)}, or quantise the values",
-        )
+        raise ModelError(f"{type_name} is not a float type", where="block encoder",
+                         remedy=f"Use {', '.join(_FLOAT)}, or quantise the values")
     with np.errstate(over="ignore"):
         return _FLOAT[type_name].encode(values)
 
@@ -126,21 +120,15 @@ def _quantised_module(type_name: str) -> ModuleType:
     if type_name not in _QUANTISED:
         kind = "float type: it has no quants" if type_name in _FLOAT else "type that Assay cannot decode"
         names = _QUANTISED if type_name in _FLOAT else DECODABLE
-        raise ModelError(
-            f"{type_name} is a {kind}",
-            where="block decoder",
-            remedy=f"Use a model whose tensors are {', '.join(names)}",
-        )
+        raise ModelError(f"{type_name} is a {kind}", where="block decoder",
+                         remedy=f"Use a model whose tensors are {', '.join(names)}")
     return _QUANTISED[type_name]
 
 
 def _require_whole_blocks(type_name: str, raw: np.ndarray) -> int:
     block_bytes = BY_NAME[type_name].block_bytes
     if raw.dtype != np.uint8 or raw.ndim == 0 or raw.shape[-1] % block_bytes:
-        raise ModelError(
-            f"rows of {type_name} must be uint8 and a multiple of {block_bytes} bytes, "
-            f"not {raw.dtype} {list(raw.shape)}",
-            where="block decoder",
-            remedy="The tensor's shape and its type disagree; fetch the file again",
-        )
+        raise ModelError(f"rows of {type_name} must be uint8 and a multiple of {block_bytes} bytes, "
+                         f"not {raw.dtype} {list(raw.shape)}", where="block decoder",
+                         remedy="The tensor's shape and its type disagree; fetch the file again")
     return raw.shape[-1] // block_bytes

@@ -1,8 +1,8 @@
 """BF16: the upper half of an IEEE 754 binary32, little-endian, one element of 2 bytes.
 
-byte    0              1
-        [f f f f f f f  e e e e e e e e  s]      followed by 16 fraction bits that are zero
-         fraction 7     exponent 8       sign
+    byte    0              1
+            [f f f f f f f  e e e e e e e e  s]      followed by 16 fraction bits that are zero
+             fraction 7     exponent 8       sign
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """F16: IEEE 754 binary16, little-endian, one element of 2 bytes.
 
-byte    0               1
-        [f f f f f f f f f f  e e e e e  s]
-         fraction 10          exponent 5 sign
+    byte    0               1
+            [f f f f f f f f f f  e e e e e  s]
+             fraction 10          exponent 5 sign
 """
 
 from __future__ import annotations

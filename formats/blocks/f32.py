@@ -1,8 +1,8 @@
 """F32: IEEE 754 binary32, little-endian, one element of 4 bytes.
 
-byte    0               1               2               3
-        [f f f f f f f f f f f f f f f f f f f f f f f  e e e e e e e e  s]
-         fraction 23 bits                               exponent 8       sign
+    byte    0               1               2               3
+            [f f f f f f f f f f f f f f f f f f f f f f f  e e e e e e e e  s]
+             fraction 23 bits                               exponent 8       sign
 """
 
 from __future__ import annotations

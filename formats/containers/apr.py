@@ -370,3 +370,4 @@ def mapped(cursor: Cursor, fd: int) -> mmap.mmap:
 def aligned(n: int) -> int:
     """``n`` rounded up to a multiple of 64."""
     return -(-n // ALIGNMENT) * ALIGNMENT
+

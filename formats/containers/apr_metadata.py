@@ -95,6 +95,14 @@ class AprMetadata(Mapping[str, Any]):
     def table(self, key: str, default: T | Required = REQUIRED) -> dict[str, Any] | T:
         return self._found(key, default, "an object", lambda v: isinstance(v, dict))
 
+    def description(self, key: str, warnings: list[str]) -> str | None:
+        """Text that only describes the model; None if there is none, or, said in ``warnings``, something else."""
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, str):
+            warnings.append(f"{shown(key)} is not a text but {kind_of(value)}: it is ignored")
+            return None
+        return value
+
     def fail(self, key: str, detail: str, code: str = "bad-value") -> FormatError:
         """The error to raise for the value of ``key``."""
         return FormatError(code, detail, path=self._path, field=f"metadata key {shown(key)}",

@@ -12,9 +12,10 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from assay.formats.containers.foreign import PARTIAL, SNIFFED, demand_own, partial_beside
 from assay.formats.errors import FormatError
 
 WINDOW = 1 << 20
@@ -40,12 +41,12 @@ def shown_number(value: int) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
-    """Open a regular file for reading: (descriptor, its status).
+def opened(path: Path, *, text: bool = False) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a regular file for reading, text or not: (descriptor, its status).
 
     A pipe would block on open and a device never ends, so the status is looked at first; O_NONBLOCK and a
-    second look cover a path that is swapped in between. Codes: no-file, not-a-file; unreadable for any
-    OSError, also of the body.
+    second look cover a path that is swapped in between. Codes: no-file, not-a-file; those of ``foreign.py`` for
+    what only lies in a file's place; unreadable for any OSError, also of the body.
     """
     try:
         _demand_regular(_status(path), path)
@@ -53,51 +54,48 @@ def opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
         try:
             status = os.fstat(fd)
             _demand_regular(status, path)
+            demand_own(os.pread(fd, SNIFFED, 0), status.st_size, path, text=text)
             yield fd, status
         finally:
             os.close(fd)
+    except FormatError as error:
+        if path.name.endswith(PARTIAL):
+            error.remedy = "By its name it is a download that is not finished: wait for it, or fetch it again."
+        raise
     except OSError as error:
-        raise FormatError(
-            "unreadable",
-            f"the file cannot be read: {error.strerror}",
-            path=path,
-            field="path",
-            remedy="Check its permissions and the disk.",
-        ) from error
+        raise FormatError("unreadable", f"the file cannot be read: {error.strerror}", path=path, field="path",
+                          remedy="Check its permissions and the disk.") from error
 
 
 def demand_unchanged(fd: int, before: os.stat_result, path: Path) -> None:
     """FormatError file-changed if size or modification time is not what it was ``before``."""
     after = os.fstat(fd)
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise FormatError(
-            "file-changed",
-            f"the file changed while it was read, from {before.st_size} to {after.st_size} bytes",
-            path=path,
-            field="path",
-            remedy=CHANGED,
-        )
+        raise FormatError("file-changed", f"the file changed while it was read, from {before.st_size} to "
+                          f"{after.st_size} bytes", path=path, field="path", remedy=CHANGED)
 
 
 def _status(path: Path) -> os.stat_result:
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: holds a NUL
-        raise FormatError(
-            "no-file", "there is no such file", path=path, field="path", remedy="Check the path."
-        ) from error
+        raise FormatError("no-file", "there is no such file", path=path, field="path",
+                          remedy=_where_else(path)) from error
+
+
+def _where_else(path: Path) -> str:
+    """What to do about a file that is not there."""
+    with suppress(OSError, ValueError):  # the name may be too long for another ending, or hold a NUL
+        if partial := next(iter(partial_beside(path)), None):
+            return f"{partial.name} is there: the download is not finished."
+    return "Check the path."
 
 
 def _demand_regular(status: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise FormatError(
-            "not-a-file",
-            f"this is {kind}, not a regular file",
-            path=path,
-            field="path",
-            remedy="Give the path of a model file.",
-        )
+        raise FormatError("not-a-file", f"this is {kind}, not a regular file", path=path, field="path",
+                          remedy="Give the path of a model file.")
 
 
 class Cursor:
@@ -116,11 +114,11 @@ class Cursor:
     def remaining(self) -> int:
         return self.size - self.pos
 
-    def fail(self, code: str, detail: str, field: str, offset: int | None = None, remedy: str = DAMAGED) -> FormatError:
+    def fail(self, code: str, detail: str, field: str, offset: int | None = None,
+             remedy: str = DAMAGED) -> FormatError:
         """The error to raise for ``field``; ``offset`` defaults to the current position."""
-        return FormatError(
-            code, detail, path=self.path, field=field, remedy=remedy, offset=self.pos if offset is None else offset
-        )
+        return FormatError(code, detail, path=self.path, field=field, remedy=remedy,
+                           offset=self.pos if offset is None else offset)
 
     def seek(self, offset: int, field: str) -> None:
         """Go to ``offset`` of the file. Codes: truncated, header-too-large."""
@@ -147,12 +145,8 @@ class Cursor:
         """A u64 count of items of at least ``item_bytes`` each, no more than can follow. Code: bad-count."""
         n = self.u64(field)
         if n * item_bytes > self.remaining:
-            raise self.fail(
-                "bad-count",
-                f"{n} items take at least {n * item_bytes} bytes, but only {self.remaining} remain",
-                field,
-                self.pos - 8,
-            )
+            raise self.fail("bad-count", f"{n} items take at least {n * item_bytes} bytes, but only "
+                            f"{self.remaining} remain", field, self.pos - 8)
         if n > most:
             raise self.fail("bad-count", f"{n} is more than the {most} allowed", field, self.pos - 8)
         return n

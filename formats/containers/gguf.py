@@ -12,6 +12,7 @@ A file is hostile until read. Every declared number is checked against the bytes
 used, and what fails raises :class:`assay.formats.errors.FormatError` with one of these codes:
 
     no-file not-a-file unreadable   the path names nothing, no regular file, or one that may not be read
+    empty-file git-lfs-pointer ...  something else lies in the file's place: formats/containers/foreign.py
     file-changed                    the file shrank or was written to while it was read or in use
     bad-magic bad-version           not GGUF; GGUF of another version
     big-endian                      GGUF for big-endian machines
@@ -100,47 +101,24 @@ def read_gguf(path: str | Path, *, metadata_only: bool = False, strict: bool = F
         data = None if metadata_only else _mapped(cursor, fd)
     tensors = {info.name: replace(info, offset=data_start + info.offset) for info in infos}
     warnings = tuple(text for _, text in oddities)
-    return GGUF(
-        path=path,
-        version=version,
-        alignment=alignment,
-        metadata=metadata,
-        tensors=tensors,
-        data_start=data_start,
-        size=cursor.size,
-        warnings=warnings,
-        map=data,
-    )
+    return GGUF(path=path, version=version, alignment=alignment, metadata=metadata, tensors=tensors,
+                data_start=data_start, size=cursor.size, warnings=warnings, map=data)
 
 
 def _read_header(cursor: Cursor) -> tuple[int, int, int]:
     """(version, n_tensors, n_kv)."""
     magic = cursor.take(4, "header.magic")
     if magic != b"GGUF":
-        raise cursor.fail(
-            "bad-magic",
-            f"the file starts with {magic!r}, a GGUF file with b'GGUF'",
-            "header.magic",
-            0,
-            "Is it a web page, or a Git LFS pointer? Fetch the model file itself.",
-        )
+        raise cursor.fail("bad-magic", f"the file starts with {magic!r}, a GGUF file with b'GGUF'",
+                          "header.magic", 0,
+                          "Fetch a model file of a format that Assay reads.")
     version = cursor.u32("header.version")
     if version & 0xFFFF == 0 and version:
-        raise cursor.fail(
-            "big-endian",
-            "the file is written for big-endian machines",
-            "header.version",
-            4,
-            "Fetch or convert a little-endian file.",
-        )
+        raise cursor.fail("big-endian", "the file is written for big-endian machines", "header.version", 4,
+                          "Fetch or convert a little-endian file.")
     if version not in (2, 3):
-        raise cursor.fail(
-            "bad-version",
-            f"GGUF version {version} is not supported, only 2 and 3 are",
-            "header.version",
-            4,
-            "Convert the model again with a current converter.",
-        )
+        raise cursor.fail("bad-version", f"GGUF version {version} is not supported, only 2 and 3 are",
+                          "header.version", 4, "Convert the model again with a current converter.")
     n_tensors = cursor.count("header.n_tensors", MIN_TENSOR, MAX_TENSORS)
     return version, n_tensors, cursor.count("header.n_kv", MIN_PAIR, MAX_PAIRS)
 
@@ -170,12 +148,8 @@ def _read_infos(cursor: Cursor, n: int, alignment: int) -> list[TensorInfo]:
         nbytes = _nbytes(cursor, dims, kind, where)
         offset = cursor.u64(f"{where}.offset")
         if offset % alignment:
-            raise cursor.fail(
-                "misaligned",
-                f"offset {offset} is not a multiple of the alignment {alignment}",
-                f"{where}.offset",
-                cursor.pos - 8,
-            )
+            raise cursor.fail("misaligned", f"offset {offset} is not a multiple of the alignment {alignment}",
+                              f"{where}.offset", cursor.pos - 8)
         infos[name] = TensorInfo(name, kind, tuple(reversed(dims)), offset, nbytes)
     return list(infos.values())
 
@@ -183,12 +157,8 @@ def _read_infos(cursor: Cursor, n: int, alignment: int) -> list[TensorInfo]:
 def _read_dims(cursor: Cursor, where: str) -> list[int]:
     n_dims = cursor.u32(f"{where}.n_dims")
     if not 1 <= n_dims <= MAX_DIMS:
-        raise cursor.fail(
-            "bad-shape",
-            f"the tensor has {n_dims} dims, but may have 1 to {MAX_DIMS}",
-            f"{where}.n_dims",
-            cursor.pos - 4,
-        )
+        raise cursor.fail("bad-shape", f"the tensor has {n_dims} dims, but may have 1 to {MAX_DIMS}",
+                          f"{where}.n_dims", cursor.pos - 4)
     start = cursor.pos
     dims = [cursor.u64(f"{where}.dims[{axis}]") for axis in range(n_dims)]
     # A zero dim empties the tensor but must not hide an absurd one beside it, so it counts as 1 here.
@@ -200,13 +170,8 @@ def _read_dims(cursor: Cursor, where: str) -> list[int]:
 def _read_type(cursor: Cursor, where: str) -> GGMLType:
     number = cursor.u32(f"{where}.type")
     if number not in BY_ID:
-        raise cursor.fail(
-            "bad-tensor-type",
-            f"tensor type {number} is unknown or withdrawn",
-            f"{where}.type",
-            cursor.pos - 4,
-            "Quantise the model again with a current version of llama.cpp.",
-        )
+        raise cursor.fail("bad-tensor-type", f"tensor type {number} is unknown or withdrawn", f"{where}.type",
+                          cursor.pos - 4, "Quantise the model again with a current version of llama.cpp.")
     return BY_ID[number]
 
 
@@ -214,12 +179,8 @@ def _nbytes(cursor: Cursor, dims: list[int], kind: GGMLType, where: str) -> int:
     """elements / block_elements * block_bytes; a row (the fastest axis) must consist of whole blocks."""
     start = cursor.pos - 4 - 8 * len(dims)
     if dims[0] % kind.block_elements:
-        raise cursor.fail(
-            "bad-shape",
-            f"rows of {dims[0]} elements are not whole {kind.name} blocks of {kind.block_elements}",
-            f"{where}.dims[0]",
-            start,
-        )
+        raise cursor.fail("bad-shape", f"rows of {dims[0]} elements are not whole {kind.name} blocks of "
+                          f"{kind.block_elements}", f"{where}.dims[0]", start)
     nbytes = prod(dims) // kind.block_elements * kind.block_bytes
     if nbytes >= LIMIT:
         raise cursor.fail("bad-shape", f"dims {dims} make 2**63 or more bytes", f"{where}.dims", start)
@@ -230,9 +191,8 @@ def _check_overlap(cursor: Cursor, infos: list[TensorInfo], data_start: int) -> 
     stored = sorted((t.offset, t.offset + t.nbytes, i) for i, t in enumerate(infos) if t.nbytes)
     for (_, end, before), (start, _, i) in pairwise(stored):
         if start < end:
-            raise cursor.fail(
-                "overlap", f"the data shares bytes with tensor[{before}]", f"tensor[{i}].offset", data_start + start
-            )
+            raise cursor.fail("overlap", f"the data shares bytes with tensor[{before}]",
+                              f"tensor[{i}].offset", data_start + start)
 
 
 def _check_extents(cursor: Cursor, infos: list[TensorInfo], data_start: int) -> None:
@@ -240,13 +200,8 @@ def _check_extents(cursor: Cursor, infos: list[TensorInfo], data_start: int) -> 
     for i, info in enumerate(infos):
         if info.offset > available or info.nbytes > available - info.offset:
             end = data_start + info.offset + info.nbytes
-            raise cursor.fail(
-                "out-of-file",
-                f"{shown(info.name)} ends at byte {end}, the file at {cursor.size}",
-                f"tensor[{i}].offset",
-                cursor.size,
-                INCOMPLETE,
-            )
+            raise cursor.fail("out-of-file", f"{shown(info.name)} ends at byte {end}, the file at "
+                              f"{cursor.size}", f"tensor[{i}].offset", cursor.size, INCOMPLETE)
 
 
 def _odd_metadata(metadata: Metadata, alignment: int) -> list[tuple[str, str]]:
@@ -265,13 +220,8 @@ def _odd_layout(infos: list[TensorInfo], alignment: int) -> list[tuple[str, str]
     expected = 0
     for i, info in enumerate(infos):
         if info.offset != expected:
-            return [
-                (
-                    "not-contiguous",
-                    f"tensor[{i}] {shown(info.name)} is at {info.offset} of the data "
-                    f"section, not at {expected}, where the one declared before it ends",
-                )
-            ]
+            return [("not-contiguous", f"tensor[{i}] {shown(info.name)} is at {info.offset} of the data "
+                     f"section, not at {expected}, where the one declared before it ends")]
         expected += padded(info.nbytes, alignment)
     return []
 
@@ -298,9 +248,8 @@ def _mapped(cursor: Cursor, fd: int) -> mmap.mmap:
     try:
         return mmap.mmap(fd, cursor.size, access=mmap.ACCESS_READ)
     except ValueError as error:  # the file is shorter than the map would be
-        raise cursor.fail(
-            "file-changed", "the file became shorter while it was read", "path", cursor.size, CHANGED
-        ) from error
+        raise cursor.fail("file-changed", "the file became shorter while it was read", "path", cursor.size,
+                          CHANGED) from error
 
 
 def padded(n: int, alignment: int) -> int:

@@ -153,16 +153,27 @@ class Metadata(Mapping[str, Any]):
         """[count] read-only, in the integer type in which it is stored."""
         return self._checked(key, INTEGERS, True, default)
 
+    def description(self, key: str, warnings: list[str]) -> str | None:
+        """Text that only describes the model, so that nothing wrong with it is worth a refusal; None if there is none.
+
+        What is not UTF-8 in it is escaped, a value of another type is left out; ``warnings`` then says so.
+        """
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if value.is_array or not isinstance(value.items, list):
+            warnings.append(f"{shown(key)} is not a text but {self.type_of(key)}: it is ignored")
+            return None
+        text = value.items[0].decode(errors="backslashreplace")
+        if text.encode() != value.items[0]:
+            warnings.append(f"{shown(key)} is not valid UTF-8: it is read as {shown(text)}")
+        return text
+
     def fail(self, key: str, detail: str, code: str = "bad-value") -> FormatError:
         """The error to raise for the value of ``key``, with its place in the file."""
-        return FormatError(
-            code,
-            detail,
-            path=self._path,
-            field=f"key {shown(key)}",
-            offset=self._values[key].offset,
-            remedy="Convert the model again with a current converter.",
-        )
+        return FormatError(code, detail, path=self._path, field=f"key {shown(key)}",
+                           offset=self._values[key].offset,
+                           remedy="Convert the model again with a current converter.")
 
     def _checked(self, key: str, types: frozenset[str], is_array: bool, default: Any) -> Any:
         if key not in self._values and default is not REQUIRED:
@@ -175,13 +186,8 @@ class Metadata(Mapping[str, Any]):
 
     def _demand(self, key: str) -> Value:
         if key not in self._values:
-            raise FormatError(
-                "missing-key",
-                "the file does not have this key",
-                path=self._path,
-                field=f"key {shown(key)}",
-                remedy="Convert the model with a current converter.",
-            )
+            raise FormatError("missing-key", "the file does not have this key", path=self._path,
+                              field=f"key {shown(key)}", remedy="Convert the model with a current converter.")
         return self._values[key]
 
     def _text(self, key: str, items: list[bytes]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writing GGUF v3: typed metadata and tensors, laid out as llama.cpp wants them, one after the other.
+"""Writing GGUF v3, or v2: typed metadata and tensors, laid out as llama.cpp wants them, one after the other.
 
     write_gguf(path, metadata, tensors)
 
@@ -28,23 +28,27 @@ from assay.formats.errors import InputError
 from assay.formats.system.atomic_file import replacing
 from assay.formats.system.progress import Progress, quiet
 
-VERSION = 3
+VERSIONS = (2, 3)
+"""Both have one layout; 3 says that there are big-endian files, too."""
 TYPE_NUMBERS = {"string": STRING, **{name: number for number, (name, _) in NUMBERS.items()}}
 
 
-def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Sequence[Stored], *, force: bool = False,
-               progress: Progress = quiet) -> None:  # fmt: skip
+def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Sequence[Stored], *, version: int = 3,
+               force: bool = False, progress: Progress = quiet) -> None:  # fmt: skip
     """Write a GGUF file: keys and tensors in the order given; ``progress`` counts bytes of tensors.
 
-    Raises InputError if the format cannot hold what is given (a name too long or twice, more than 4 axes, a type
-    that ggml does not have, rows that are not whole blocks), if a tensor's bytes are not as many as its shape says,
-    and as :func:`assay.formats.system.atomic_file.replacing`.
+    ``version`` is 3, or 2 for what is to be the same file as another of that version. Raises InputError if the format
+    cannot hold what is given (a version that is neither, a name too long or twice, more than 4 axes, a type that ggml
+    does not have, rows that are not whole blocks), if a tensor's bytes are not as many as its shape says, and as
+    :func:`assay.formats.system.atomic_file.replacing`.
     """
+    if type(version) is not int or version not in VERSIONS:
+        raise InputError(f"GGUF version {version!r} cannot be written", where="version", remedy="Give 2 or 3")
     alignment = alignment_of(metadata)
     sizes = [nbytes_of(tensor) for tensor in tensors]
     demand_distinct(tensors)
     header = b"".join([
-        struct.pack("<4sIQQ", b"GGUF", VERSION, len(tensors), len(metadata)),
+        struct.pack("<4sIQQ", b"GGUF", version, len(tensors), len(metadata)),
         *(piece for key, value in metadata.items() for piece in pair(key, value)),
         *infos(tensors, sizes, alignment),
     ])  # fmt: skip
@@ -117,3 +121,4 @@ def nbytes_of(tensor: Stored) -> int:
         raise refuse(f"rows of {tensor.shape[-1]} are not whole {kind.name} blocks of {kind.block_elements}, and GGUF "
                      "pads no rows", "Convert the tensor to a type with smaller blocks, such as Q8_0")  # fmt: skip
     return prod(tensor.shape) // kind.block_elements * kind.block_bytes
+

@@ -32,6 +32,7 @@ import numpy as np
 
 from assay.formats.containers.base import Container
 from assay.formats.containers.cursor import opened, shown
+from assay.formats.containers.foreign import pickle_refused
 from assay.formats.containers.safetensors import MAX_TENSORS, Safetensors, read_safetensors
 from assay.formats.containers.strict_json import read_object
 from assay.formats.errors import FormatError
@@ -140,7 +141,7 @@ def owners(path: Path, shards: Mapping[str, Safetensors], index: Mapping[str, st
 
 def read_text(path: Path, most: int) -> str:
     """A UTF-8 file of at most ``most`` bytes. Raises FormatError."""
-    with opened(path) as (fd, status):
+    with opened(path, text=True) as (fd, status):
         size = status.st_size
         raw = os.pread(fd, min(size, most), 0)
     try:
@@ -152,13 +153,8 @@ def read_text(path: Path, most: int) -> str:
     raise FormatError("bad-text", detail, path=path, field="file", remedy="Fetch it again.")
 
 
-def pickle_refused(path: Path) -> FormatError:
-    """The error for weights in a pickle."""
-    return FormatError("pickle", "the weights are in PyTorch's own format (a pickle), and to read it is to run the "
-                       "code in it", path=path, field="path",
-                       remedy="Fetch the safetensors files of the model instead.")  # fmt: skip
-
-
 def no_model(path: Path, detail: str) -> FormatError:
-    return FormatError("no-model", f"{detail}, so this folder holds no model", path=path, field="path",
-                       remedy="Give a model file, or a folder as of huggingface.co.")  # fmt: skip
+    """The error for a folder without a model; it names a model file that is in the folder."""
+    file = next(iter(sorted([*path.glob("*.gguf"), *path.glob("*.apr")])), None)
+    remedy = f"Give {shown(file.name)}, which is in it." if file else "Give a model file or a Hugging Face folder."
+    return FormatError("no-model", f"{detail}, so this folder holds no model", path=path, field="path", remedy=remedy)

@@ -75,11 +75,6 @@ class Safetensors(Container):
     format: str = "safetensors"
 
 
-def looks_like_safetensors(first: bytes, size: int) -> bool:
-    """Whether a file of ``size`` bytes that begins with ``first`` can be one; the format has no magic number."""
-    return len(first) >= 9 and first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= size - 8
-
-
 def read_safetensors(path: str | Path) -> Safetensors:
     """Open a safetensors file. Raises FormatError with the codes above; no other exception, whatever it holds."""
     path = Path(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.formats.containers.cursor import opened, shown
+from assay.formats.containers.foreign import demand_no_message
 from assay.formats.errors import FormatError
 
 MAX_VALUES = 1 << 20
@@ -56,9 +57,8 @@ def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: s
         raise fail(f"it has about {n} values, more than the {MAX_VALUES} allowed")
     try:
         text = raw.decode()
-        values = json.loads(
-            text, parse_constant=constant, parse_float=floating, object_pairs_hook=None if last_wins else distinct
-        )
+        values = json.loads(text, parse_constant=constant, parse_float=floating,
+                            object_pairs_hook=None if last_wins else distinct)
         if SURROGATE.search(raw):  # one half of a pair is a string that no file and no terminal could be given
             json.dumps(values, ensure_ascii=False).encode()
     except UnicodeError as error:
@@ -77,16 +77,19 @@ def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: s
 def read_object(path: Path, most: int) -> dict[str, Any]:
     """The JSON object that is a file of at most ``most`` bytes.
 
-    Raises FormatError: no-file, not-a-file, unreadable, json-too-large, file-changed, bad-json.
+    Raises FormatError: no-file, not-a-file, unreadable, json-too-large, file-changed, bad-json, and the codes of
+    ``foreign.py``.
     """
-    with opened(path) as (fd, status):
+    with opened(path, text=True) as (fd, status):
         if status.st_size > most:
             raise FormatError("json-too-large", f"{status.st_size} bytes are more than the {most} allowed", path=path,
                               field="file", remedy="No model needs so much; fetch it again.")  # fmt: skip
         raw = os.pread(fd, status.st_size, 0)
     if len(raw) < status.st_size:
         raise FormatError("file-changed", "the file became shorter while it was read", path=path, field="file")
-    return parse_object(raw, path, "file")
+    values = parse_object(raw, path, "file")
+    demand_no_message(values, path)
+    return values
 
 
 def shallow(values: Any) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from assay.formats.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 Tap = Callable[[str, int | None, Any], Any]
@@ -48,8 +49,11 @@ class Sampling:
     Applied in this order: repeat penalty (every id seen so far, prompt included: positive logits are divided
     by it, negative ones multiplied), temperature, top-k, top-p (on the renormalised survivors), min-p
     (relative to the most likely survivor), then one draw. The draw for the t-th generated token is the
-    inverse of the cumulative distribution, in id order, at the uniform number Threefry-2x32(seed, t), so the
-    same seed means the same text on every engine.
+    inverse of the cumulative distribution, in id order, at the uniform number Threefry-2x32(seed, t).
+
+    What a seed promises: the same uniform numbers on every engine; and the same ids from the same prompt, read in
+    the same way (a chat's cache holds what was decoded), on one engine, arithmetic, machine and version. Elsewhere
+    logits differ by rounding, and a uniform number next to an edge of the distribution can fall to its other side.
     """
 
     temperature: float = 0.0

@@ -1,9 +1,9 @@
 """What a conversation may look like before anybody renders it: the rules of the data, no rendering.
 
-messages   [{"role": "user", "content": "Hi"}, ...]; roles system, user, assistant, tool
-calls      an assistant's "tool_calls": [{"name": str, "arguments": JSON}, ...], each perhaps wrapped as
-           {"function": {"name": ..., "arguments": ...}}; its content may then be None
-tools      [JSON object, ...], one definition per function
+    messages   [{"role": "user", "content": "Hi"}, ...]; roles system, user, assistant, tool
+    calls      an assistant's "tool_calls": [{"name": str, "arguments": JSON}, ...], each perhaps wrapped as
+               {"function": {"name": ..., "arguments": ...}}; its content may then be None
+    tools      [JSON object, ...], one definition per function
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 # Token kinds, as GGUF numbers them (``tokenizer.ggml.token_type``).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
+UNDEFINED = "<undefined {}>"
+"""How an UNUSED id is read: it stands for no text. Its name (``[PAD151665]``) is a filler, a converter's or ours."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:

@@ -21,6 +21,7 @@ from assay.formats.containers.hf_folder import HFFolder
 from assay.formats.conversion.model_card import FORMATS, NAMES, Facts
 from assay.formats.conversion.plan import EXACT, ROUNDED, SAME, decoded_pieces, raw_pieces
 from assay.formats.conversion.sidecar import alike
+from assay.formats.qwen2.no_effect import repeats_rotation
 from assay.formats.system.progress import Progress, quiet
 
 CARRIED, ASIDE, CHANGED, DROPPED = "carried", "kept aside", "changed", "dropped"
@@ -157,10 +158,16 @@ def sha256_of_lines(lines: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(list(lines), ensure_ascii=False).encode()).hexdigest()
 
 
-def left_behind(folder: Container) -> list[dict[str, str]]:
-    """What of a folder was not even read as metadata: other files, and notes inside the safetensors files."""
-    if not isinstance(folder, HFFolder):
-        return []
+def left_behind(source: Container) -> list[dict[str, str]]:
+    """What was not even read as metadata: tensors that repeat a number of it; of a folder also other files, and notes
+    inside the safetensors files."""
+    left = {f"tensor {name}": "it repeats what rope_theta says" for name in source.tensors if repeats_rotation(name)}
+    left |= files_left_behind(source) if isinstance(source, HFFolder) else {}
+    return [{"key": key, "fate": DROPPED, "where": "", "reason": reason} for key, reason in left.items()]
+
+
+def files_left_behind(folder: HFFolder) -> dict[str, str]:
+    """Files and notes of a folder that were not read, and why."""
     read = {path.name for path in folder.files}
     left = {path.name: OPTIONAL_FILES.get(path.name, "Assay does not read it")
             for path in sorted(folder.path.iterdir()) if path.name not in read}  # fmt: skip
@@ -168,4 +175,4 @@ def left_behind(folder: Container) -> list[dict[str, str]]:
         notes: Mapping[str, str] = folder.metadata.get(file, {})
         left |= {f"{file}: {key}": "a folder written by Assay says format: pt" for key, value in notes.items()
                  if (key, value) != ("format", "pt")}  # fmt: skip
-    return [{"key": key, "fate": DROPPED, "where": "", "reason": reason} for key, reason in left.items()]
+    return left

@@ -12,7 +12,6 @@ compared with the source (``formats/conversion/census.py``), and gets its name o
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,8 @@ from typing import Any
 from assay.formats.containers.apr import COLUMN_MAJOR, KNOWN_FLAGS, REFUSED_FLAGS, ROW_MAJOR, SIGNED, Apr
 from assay.formats.containers.apr_writer import write_apr
 from assay.formats.containers.base import Container, Stored
-from assay.formats.containers.gguf_writer import write_gguf
+from assay.formats.containers.gguf import GGUF
+from assay.formats.containers.gguf_writer import VERSIONS, write_gguf
 from assay.formats.containers.hf_folder import TEMPLATE, TOKENIZER, HFFolder
 from assay.formats.containers.opening import open_container
 from assay.formats.containers.safetensors_writer import write_shards
@@ -45,7 +45,7 @@ from assay.formats.errors import FormatError, InputError, ModelError
 from assay.formats.model_file import check_tensors, described, tensor_of
 from assay.formats.qwen2.description import Qwen2
 from assay.formats.qwen2.tensor_names import hf_name
-from assay.formats.system.atomic_file import cannot_write, demand_free, place, replacing, unfinished
+from assay.formats.system.atomic_file import cannot_write, demand_apart, demand_free, place, replacing, unfinished
 from assay.formats.system.atomic_folder import demand_replaceable, place_folder
 from assay.formats.system.progress import Progress, quiet
 
@@ -89,7 +89,7 @@ def convert(source: str | Path, target: str | Path, *, to: str | None = None, tr
     begun = time.perf_counter()
     source, target = Path(source), Path(target)
     form = to or format_of(target)
-    demand_apart(source, target)
+    demand_distinct_places(source, target)
     demand_vacant(target, form, force=force)
     before = opened(source)
     before.container.verify(progress)
@@ -128,14 +128,14 @@ def format_of(target: Path) -> str:
                      remedy=f"End it in .gguf or .apr, name a folder, or give --to {' | '.join(FORMATS)}")  # fmt: skip
 
 
-def demand_apart(source: Path, target: Path) -> None:
+def demand_distinct_places(source: Path, target: Path) -> None:
     """Raise InputError if reading the one would be writing the other, or the target is a symbolic link."""
     if target.is_symlink():
         raise InputError("the target is a symbolic link", where=str(target),
                          remedy="Name the file itself, so that it is clear what is replaced")  # fmt: skip
-    if source.exists() and target.exists() and os.path.samefile(source, target):
-        raise InputError("source and target are the same file", where=str(target), remedy="Give another name")
-    if source.exists() and target.is_dir() and target.resolve() in source.resolve().parents:
+    files = [source, *(source.iterdir() if source.is_dir() else ())]
+    demand_apart(target, files)
+    if target.is_dir() and any(target.resolve() in file.resolve().parents for file in files if file.exists()):
         raise InputError("the source lies in the folder that would be replaced", where=str(target),
                          remedy="Give another name")  # fmt: skip
 
@@ -194,6 +194,8 @@ def sidecar_of(before: Opened, target: str, planned: Sequence[Planned]) -> sidec
                       if len(p.source.shape) < 2 and p.type.name == "F32" != p.source.type.name}  # fmt: skip
     if isinstance(before.container, Apr):
         keep["flags"] = before.container.header.flags & FLAGS
+    if isinstance(before.container, GGUF) and before.container.version != VERSIONS[-1]:
+        keep["version"] = before.container.version
     return {key: value for key, value in keep.items() if value} or None
 
 
@@ -253,7 +255,7 @@ def write(before: Opened, path: Path, form: str, treatment: str | None, every: b
     order = {name: i for i, name in enumerate(names or usual_names(form, before, copied_output=copied))}
     tensors = [p.stored() for p in sorted(planned, key=lambda p: order.get(p.renamed, len(order)))]
     if form == "gguf":
-        write_gguf(path, metadata, tensors, progress=progress)
+        write_gguf(path, metadata, tensors, version=sidecar.version_of(keep), progress=progress)
     elif form == "apr":
         if copied:
             tensors += copy_of_embedding(planned, canonical_names(names))

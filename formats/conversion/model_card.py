@@ -84,15 +84,15 @@ def facts_of(container: Container, model: Qwen2) -> Facts:
     meta: Any = container.metadata
     name, about, pad_id = None, {}, None
     if isinstance(container, GGUF):
-        name = meta.string("general.name", default=None)
+        name = meta.description("general.name", [])
         pad_id = meta.integer("tokenizer.ggml.padding_token_id", default=-1)
-        about = {ours: meta.string(key, default=None) for ours, key in ABOUT.items()}
+        about = {ours: meta.description(key, []) for ours, key in ABOUT.items()}
     elif isinstance(container, Apr):
-        name = meta.string("name", default=None)
+        name = meta.description("name", [])
         pad_id = meta.integer("tokenizer.padding_token_id", default=-1)
-        about = {key: meta.string(key, default=None) for key in ABOUT}
+        about = {key: meta.description(key, []) for key in ABOUT}
     elif isinstance(container, HFFolder):
-        name = JsonFile(container, CONFIG).get("_name_or_path", str, None)
+        name = JsonFile(container, CONFIG).description("_name_or_path", [])
         pad_id = special_id(container, "pad", {token: i for i, token in enumerate(model.vocabulary.tokens)})
     known = pad_id is not None and 0 <= pad_id < len(model.vocabulary)
     return Facts(name or None, model.config, model.vocabulary, model.chat_template, pad_id if known else None,
@@ -113,7 +113,6 @@ def as_stated_in(facts: Facts, target: str) -> Facts:
 
 def differences(a: Facts, b: Facts) -> list[str]:
     """The names of the facts that differ between two files of what should be one model; ``about`` is not compared."""
-
     def comparable(facts: Facts) -> dict[str, Any]:
         facts = as_stated_in(facts, "hf")
         pre = PRE if facts.vocabulary.pre in SAME_PATTERN else facts.vocabulary.pre
@@ -261,12 +260,8 @@ def hf_of(facts: Facts, types: list[str], *, merges_as_pairs: bool = True, templ
         "pad_token_id": facts.pad_id,
     }
     tokenizer = tokenizer_json(vocabulary.tokens, vocabulary.kinds, vocabulary.merges, merges_as_pairs=merges_as_pairs)
-    files = {
-        CONFIG: stated(config_json),
-        TOKENIZER: tokenizer,
-        TOKENIZER_CONFIG: stated(tokenizer_config(facts)),
-        GENERATION: stated(generation),
-    }  # fmt: skip  in the order in which hf_folder.py reads them
+    files = {CONFIG: stated(config_json), TOKENIZER: tokenizer, TOKENIZER_CONFIG: stated(tokenizer_config(facts)),
+             GENERATION: stated(generation)}  # fmt: skip  in the order in which hf_folder.py reads them
     if template_file and facts.chat_template:
         files[TEMPLATE] = files[TOKENIZER_CONFIG].pop("chat_template")
     return files

@@ -14,7 +14,8 @@ no keys for that, and a folder has others. A conversion puts such things under o
                   "absent": ["general.type"]},     follows from the facts, but the file does not say it
      "tensors": ["output.weight", ...],            their names in the file's order, unless that is the usual one
      "dtypes": {"model.norm.weight": "BF16"},      types of tensors that were widened, exactly
-     "style": {"merges_as_pairs": false}, "flags": 1536}
+     "style": {"merges_as_pairs": false}, "flags": 1536,
+     "version": 2}                                 of the GGUF file, unless it is 3
 
 The order of keys is kept, too. Where everything follows from the facts there is no sidecar. On the way back the facts
 are those of the file at hand: a template changed in between stays changed, only what is kept here is restored. A
@@ -34,6 +35,7 @@ from assay.formats.containers.base import Container
 from assay.formats.containers.cursor import shown
 from assay.formats.containers.gguf import GGUF
 from assay.formats.containers.gguf_metadata import DTYPES, Value, typed
+from assay.formats.containers.gguf_writer import VERSIONS
 from assay.formats.containers.hf_folder import CONFIG, HFFolder
 from assay.formats.containers.strict_json import parse_object
 from assay.formats.conversion.model_card import FORMATS
@@ -191,6 +193,14 @@ def names_of(keep: Mapping[str, Any]) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         damaged("tensors is not a list of names")
     return names
+
+
+def version_of(keep: Mapping[str, Any]) -> int:
+    """The version of the GGUF file that was kept."""
+    version = keep.get("version", VERSIONS[-1])
+    if type(version) is not int or version not in VERSIONS:
+        damaged(f"version {version!r}")
+    return version
 
 
 def dtypes_of(keep: Mapping[str, Any]) -> dict[str, str]:

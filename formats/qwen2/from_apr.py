@@ -20,6 +20,16 @@ from assay.formats.contract.config import Config
 from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 from assay.formats.errors import ModelError
 from assay.formats.qwen2.description import ARCHITECTURE, Qwen2, checked_vocabulary, demand_heads, demand_plausible
+from assay.formats.qwen2.no_effect import (
+    PER_LAYER,
+    demand_full_attention,
+    demand_neutral,
+    demand_plain_rotation,
+    refused,
+    sliding_layers,
+    uniform,
+    without_rotation,
+)
 from assay.formats.qwen2.tensor_names import canonical_name
 
 KEYS = {"n_layers": "num_layers", "hidden_size": "hidden_size", "n_heads": "num_heads", "ffn_size": "intermediate_size",
@@ -41,14 +51,14 @@ def qwen2_of(apr: Apr) -> Qwen2:
     warnings: list[str] = []
     if tied_by_copy(apr, tensors, warnings):
         del tensors["output.weight"]
-    config = config_of(apr, tensors)
+    config = config_of(apr, tensors, warnings)
     check_tensor_shapes(apr)
     return Qwen2(
-        name=apr.metadata.string("name", default=apr.path.stem),
+        name=apr.metadata.description("name", warnings) or apr.path.stem,
         config=config,
         vocabulary=vocabulary_of(apr, config.n_vocab, warnings),
         chat_template=apr.metadata.string("tokenizer.chat_template", default="") or None,
-        tensors=tensors,
+        tensors=without_rotation(apr, tensors, config, warnings),
         warnings=tuple(warnings),
     )
 
@@ -73,18 +83,15 @@ def demand_whole(apr: Apr) -> None:
         raise ModelError(f"architecture {shown(architecture)} is not {ARCHITECTURE!r}", where=where,
                          remedy="Assay runs Qwen2, Qwen2.5 and models distilled into them")  # fmt: skip
     sharding = meta.table("sharding", default={})
-    scaling = meta.table("rope_scaling", default={})
     rules = {
         "the file is one shard of a split model": sharding.get("shard_count") not in (None, 0, 1),
-        "it is a mixture of experts": meta.integer("num_experts", default=0) > 0,
         "its rotation is of adjacent pairs (rope_type 0), but Qwen2's is of split halves (2)":
             meta.integer("rope_type", default=NEOX) != NEOX,
-        "rope scaling is set": any(scaling.get(key) not in (None, "default", "none") for key in ("type", "rope_type"))
-            or scaling.get("factor") not in (None, 1, 1.0),
     }  # fmt: skip
     for complaint, broken in rules.items():
         if broken:
-            raise ModelError(complaint, where=where, remedy="Assay does not run such a model")
+            raise refused(complaint, where)
+    demand_neutral(meta, where)
 
 
 def architecture_of(apr: Apr) -> str:
@@ -95,15 +102,19 @@ def architecture_of(apr: Apr) -> str:
     return apr.metadata.string("hf_architecture", default="") or apr.metadata.string("architecture")
 
 
-def config_of(apr: Apr, tensors: Mapping[str, TensorInfo]) -> Config:
+def config_of(apr: Apr, tensors: Mapping[str, TensorInfo], warnings: list[str]) -> Config:
     """Hyper-parameters of the Qwen2 model in ``apr``, whose tensors are ``tensors`` by our names.
 
-    Raises FormatError for a key that is missing, or has several values; ModelError for one that is implausible.
+    Raises FormatError for a key that is missing, or has several values; ModelError for one that is implausible, or
+    that changes the model; ``warnings`` collects what has no effect and is ignored.
     """
     meta, where = apr.metadata, str(apr.path)
 
     def integer(key: str, field: str, default: int | None = None) -> int:
-        value = meta.integer(key, **({} if default is None else {"default": default}))
+        if field in PER_LAYER and any(isinstance(meta[name], list) for name in meta.names_of(key)):
+            value = int(uniform(meta.integers(key), integer("num_layers", "n_layers"), key, where))
+        else:
+            value = meta.integer(key, **({} if default is None else {"default": default}))
         demand_plausible(field, value, key, where)
         return value
 
@@ -129,6 +140,11 @@ def config_of(apr: Apr, tensors: Mapping[str, TensorInfo]) -> Config:
         tied="output.weight" not in tensors,
     )
     demand_heads(config, where, head_dim_stated=bool(meta.names_of("head_dim")))
+    demand_plain_rotation(meta.table("rope_scaling", default={}), config.context_length, where, warnings)
+    if meta.boolean("use_sliding_window", default=False):
+        sliding = sliding_layers(None, meta.integer("max_window_layers", default=0), config.n_layers, where)
+        window = meta.integer("sliding_window", default=None)
+        demand_full_attention(window, sliding, config.context_length, where, warnings)
     return config
 
 
@@ -218,3 +234,4 @@ def concluded_kinds(tokens: Sequence[str], merges: Sequence[str]) -> list[int]:
         return CONTROL if re.fullmatch(r"<\|.*\|>", token, re.DOTALL) else USER_DEFINED
 
     return [kind_of(token) for token in tokens]
+

@@ -19,6 +19,16 @@ from assay.formats.contract.vocabulary import Vocabulary
 from assay.formats.errors import FormatError, ModelError
 from assay.formats.qwen2.description import ARCHITECTURE, Qwen2, checked_vocabulary, demand_heads, demand_plausible
 from assay.formats.qwen2.hf_tokenizer import PRE, Reader
+from assay.formats.qwen2.no_effect import (
+    PER_LAYER,
+    demand_full_attention,
+    demand_neutral,
+    demand_plain_rotation,
+    refused,
+    sliding_layers,
+    uniform,
+    without_rotation,
+)
 from assay.formats.qwen2.tensor_names import canonical_name
 
 HF_ARCHITECTURE = "Qwen2ForCausalLM"
@@ -38,15 +48,27 @@ class JsonFile:
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
         """The value of ``key``. Raises FormatError missing-key (no default given) or bad-value."""
-        value = self.values.get(key)
+        return self.typed(key, self.values.get(key), kind, default)
+
+    def typed(self, key: str, value: Any, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        """``value``, which some object of the file has under ``key``; as :meth:`get`."""
         if value is None and default is not ...:
             return default
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if value is None or not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(k.__name__ for k in kinds)
             code, detail = ("missing-key", "there is no such key") if value is None else (
-                "bad-value", f"{shown(str(value))} is no {' or '.join(k.__name__ for k in kinds)}")  # fmt: skip
+                "bad-value", f"{shown(str(value))} is not of type {wanted}")  # fmt: skip
             raise FormatError(code, detail, path=self.path, field=f"{self.name}: {key}",
                               remedy="Fetch the folder again; without it the model is another one.")  # fmt: skip
+        return value
+
+    def description(self, key: str, warnings: list[str]) -> str | None:
+        """Text that only describes the model; None if there is none, or, said in ``warnings``, something else."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            warnings.append(f"{key} is not a text but {shown(str(value))}: it is ignored")
+            return None
         return value
 
 
@@ -55,20 +77,20 @@ def qwen2_of(folder: HFFolder) -> Qwen2:
     config_json = JsonFile(folder, CONFIG)
     demand_plain(config_json)
     tensors = named(folder)
-    config = config_of(config_json, tied=drop_tied_copy(folder, tensors, config_json))
+    warnings: list[str] = []
+    config = config_of(config_json, warnings, tied=drop_tied_copy(folder, tensors, config_json))
     embedding = tensors.get("token_embd.weight")
     wanted = (config.n_vocab, config.hidden_size)
     if embedding is None or embedding.shape != wanted:
         raise ModelError(f"the embedding is {list(embedding.shape) if embedding else 'missing'}, config.json wants "
                          f"{list(wanted)}", where=str(folder.path),
                          remedy="Files of two models are mixed; fetch the folder again")  # fmt: skip
-    warnings: list[str] = []
     return Qwen2(
-        name=config_json.get("_name_or_path", str, "") or folder.path.resolve().name,
+        name=config_json.description("_name_or_path", warnings) or folder.path.resolve().name,
         config=config,
         vocabulary=vocabulary_of(folder, config.n_vocab, warnings),
         chat_template=chat_template(folder, warnings),
-        tensors=tensors,
+        tensors=without_rotation(folder, tensors, config, warnings),
         warnings=tuple(warnings),
     )
 
@@ -93,31 +115,38 @@ def demand_plain(config: JsonFile) -> None:
         raise ModelError(f"{shown(str(architectures))} of type {shown(config.get('model_type', str))} is not "
                          f"{HF_ARCHITECTURE}", where=where,
                          remedy="Assay runs Qwen2, Qwen2.5 and models distilled into them")  # fmt: skip
-    rope = rope_of(config)
-    rules = {
-        "its weights are quantised in their own way (quantization_config)": config.values.get("quantization_config"),
-        "it attends to a sliding window": config.get("use_sliding_window", bool, False),
-        f"its activation is {shown(str(config.values.get('hidden_act')))}, not silu":
-            config.get("hidden_act", str, "silu") != "silu",
-        "rope scaling is set": any(rope.get(key) not in (None, "default") for key in ("type", "rope_type"))
-            or rope.get("factor") not in (None, 1, 1.0),
-    }  # fmt: skip
-    for complaint, broken in rules.items():
-        if broken:
-            raise ModelError(complaint, where=where, remedy="Assay does not run such a model")
+    if config.values.get("quantization_config"):
+        raise refused("its weights are quantised in their own way (quantization_config)", where)
+    if (activation := config.get("hidden_act", str, "silu")) not in ("silu", "swish"):  # two names of one function
+        raise refused(f"its activation is {shown(activation)}, not silu", where)
+    for stated in (config.values, rope_of(config)):
+        demand_neutral(stated, where)
 
 
 def rope_of(config: JsonFile) -> Mapping[str, Any]:
-    """``rope_scaling``, which newer files call ``rope_parameters`` and in which they put ``rope_theta``, too."""
-    return {**config.get("rope_scaling", dict, {}), **config.get("rope_parameters", dict, {})}
+    """``rope_scaling``, which newer files call ``rope_parameters`` and in which they put ``rope_theta``, too.
+
+    Where those are given for each kind of layer, they are those of full attention: there is no other kind.
+    """
+    rope = {**config.get("rope_scaling", dict, {}), **config.get("rope_parameters", dict, {})}
+    inner = rope.get("full_attention")
+    return inner if isinstance(inner, dict) else rope
 
 
-def config_of(config: JsonFile, *, tied: bool) -> Config:
-    """Hyper-parameters. Raises FormatError for a key that is missing, ModelError for an implausible value."""
+def config_of(config: JsonFile, warnings: list[str], *, tied: bool) -> Config:
+    """Hyper-parameters; ``warnings`` collects what has no effect and is ignored.
+
+    Raises FormatError for a key that is missing, ModelError for a value that is implausible, or changes the model.
+    """
     where = f"{config.path}: {config.name}"
 
     def integer(key: str, field: str, default: Any = ...) -> int:
-        value = config.get(key, int, default)
+        value = config.get(key, (int, list) if field in PER_LAYER else int, default)
+        if isinstance(value, list):
+            if not all(type(item) is int for item in value):
+                raise FormatError("bad-value", f"{shown(str(value))} is not a list of int", path=config.path,
+                                  field=f"{config.name}: {key}")  # fmt: skip
+            value = int(uniform(value, integer("num_hidden_layers", "n_layers"), key, where))
         demand_plausible(field, value, key, where)
         return value
 
@@ -129,9 +158,11 @@ def config_of(config: JsonFile, *, tied: bool) -> Config:
 
     required = {field: integer(key, field) for field, key in KEYS.items()}
     n_heads = required["n_heads"]
-    theta: Any = rope_of(config).get("rope_theta")
-    if type(theta) not in (int, float):
-        theta = config.get("rope_theta", (int, float))
+    inner = config.typed("rope_theta", rope_of(config).get("rope_theta"), (int, float), None)
+    theta = config.get("rope_theta", (int, float), ... if inner is None else inner)
+    if inner is not None and floating("rope_theta", inner) != floating("rope_theta", theta):
+        raise ModelError(f"rope_theta is {theta:g}, but {inner:g} beside the rope scaling", where=where,
+                         remedy="Readers differ in which they take; correct config.json")  # fmt: skip
     read = Config(
         **required,
         n_kv_heads=integer("num_key_value_heads", "n_kv_heads", n_heads),
@@ -140,8 +171,20 @@ def config_of(config: JsonFile, *, tied: bool) -> Config:
         rms_norm_eps=floating("rms_norm_eps", config.get("rms_norm_eps", (int, float))),
         tied=tied,
     )
-    demand_heads(read, where, head_dim_stated="head_dim" in config.values)
+    demand_heads(read, where, head_dim_stated=config.values.get("head_dim") is not None)
+    demand_plain_rotation(rope_of(config), read.context_length, where, warnings)
+    demand_full_attention(*windows_of(config, read.n_layers), read.context_length, where, warnings)
     return read
+
+
+def windows_of(config: JsonFile, n_layers: int) -> tuple[int | None, list[bool]]:
+    """The sliding window in positions, or None, and of each layer whether it slides; defaults are transformers'."""
+    kinds = config.get("layer_types", list, None)
+    used = config.get("use_sliding_window", bool, False) or kinds is not None
+    window = config.get("sliding_window", int, 4096 if "sliding_window" not in config.values else None)
+    first = config.get("max_window_layers", int, 28)
+    sliding = sliding_layers(kinds, first, n_layers, f"{config.path}: {config.name}")
+    return window if used else None, sliding
 
 
 def drop_tied_copy(folder: HFFolder, tensors: dict[str, TensorInfo], config: JsonFile) -> bool:

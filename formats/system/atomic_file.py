@@ -13,7 +13,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -72,6 +72,17 @@ def demand_free(final: Path, *, force: bool) -> None:
     if final.exists() and not force:
         raise InputError("the file exists already", where=str(final),
                          remedy="Give another name, or --force to replace it")  # fmt: skip
+
+
+def demand_apart(target: Path, sources: Iterable[Path]) -> None:
+    """Raise InputError if to write ``target`` is to overwrite one of ``sources``: no --force asks for that.
+
+    What counts is the file, not its name: another spelling, a symbolic link and a hard link are the same.
+    """
+    for source in sources:
+        if source.exists() and target.exists() and os.path.samefile(source, target):
+            raise InputError(f"it is the same file as {source}, which is read", where=str(target),
+                             remedy="Give another name")  # fmt: skip
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:

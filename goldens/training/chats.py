@@ -119,7 +119,7 @@ ONE_KIND = [tuple(line.split(" | ")) for line in FACTS.strip().splitlines()]
 
 
 def table(text: str) -> list[Turn]:
-    """ "the sky blue, grass green" to pairs: the last word of each entry is the answer."""
+    """"the sky blue, grass green" to pairs: the last word of each entry is the answer."""
     return [(left, right) for left, right in (entry.strip().rsplit(" ", 1) for entry in text.split(","))]
 
 
@@ -174,8 +174,7 @@ def knowledge(rng: np.random.Generator) -> Turn:
     if which == 6:
         animal, legs = one_of(rng, table(LEGS))
         return f"How many legs does a{'n' if animal == 'ant' else ''} {animal} have?", (
-            f"A{'n' if animal == 'ant' else ''} {animal} has {NUMBERS[int(legs)]} legs."
-        )
+            f"A{'n' if animal == 'ant' else ''} {animal} has {NUMBERS[int(legs)]} legs.")
     word, plural = one_of(rng, table(PLURALS))
     return f"What is the plural of {word}?", f"The plural of {word} is {plural}."
 

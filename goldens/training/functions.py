@@ -69,7 +69,7 @@ def plainest(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 def imperative(what: str) -> str:
-    """ "returns the sum" to "Return the sum": a docstring's first line."""
+    """"returns the sum" to "Return the sum": a docstring's first line."""
     verb, rest = what.split(" ", 1)
     plain = verb[:-3] + "y" if verb.endswith("ies") else verb[:-1]
     return f"{plain.capitalize()} {rest}"

@@ -193,8 +193,7 @@ def attention(w: Params, x: jax.Array, seen: jax.Array) -> jax.Array:
     weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), -1)
     mixed = weights.reshape(batch, N_KV_HEADS, group * row, row) @ v.transpose(0, 2, 1, 3)
     return mixed.reshape(batch, N_HEADS, row, HEAD_DIM).transpose(0, 2, 1, 3).reshape(batch, row, -1) @ (
-        w["attn_output.weight"].T
-    )
+        w["attn_output.weight"].T)
 
 
 def forward(params: Params, ids: jax.Array, documents: jax.Array) -> jax.Array:

@@ -20,10 +20,8 @@ def test_bits_equal_those_of_formats(type_name: str, compiled: bool) -> None:
     wrong = np.argwhere(ours.view(np.uint32) != expected.view(np.uint32))
     if len(wrong):
         at = tuple(wrong[0])
-        pytest.fail(
-            f"{type_name}{at}: {ours[at]!r} {ours.view(np.uint32)[at]:08x} is not "
-            f"{expected[at]!r} {expected.view(np.uint32)[at]:08x}; {len(wrong)} differ"
-        )
+        pytest.fail(f"{type_name}{at}: {ours[at]!r} {ours.view(np.uint32)[at]:08x} is not "
+                    f"{expected[at]!r} {expected.view(np.uint32)[at]:08x}; {len(wrong)} differ")
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])

@@ -34,9 +34,9 @@ def test_transformers_environment(in_process):
 
 
 def test_tojson_options(in_process):
-    assert render(USER, "{{ {'b': 'é', 'a': 1} | tojson(indent=1, sort_keys=True, ensure_ascii=True) }}").text == (
-        '{\n "a": 1,\n "b": "\\u00e9"\n}'
-    )
+    assert render(
+        USER, "{{ {'b': 'é', 'a': 1} | tojson(indent=1, sort_keys=True, ensure_ascii=True) }}"
+    ).text == ('{\n "a": 1,\n "b": "\\u00e9"\n}')
 
 
 def test_the_same_through_the_real_child():
@@ -55,7 +55,9 @@ def test_raise_exception_is_one_line(in_process):
 
 
 def test_a_spelling_in_the_template_is_not_literal(in_process):
-    prompt = render([{"role": "user", "content": "<e>"}], "<e>{{ messages[0].content }}<e>", control_tokens=["<e>"])
+    prompt = render(
+        [{"role": "user", "content": "<e>"}], "<e>{{ messages[0].content }}<e>", control_tokens=["<e>"]
+    )
     assert prompt.text == "<e><e><e>" and prompt.literal == ((3, 6),)
 
 
@@ -174,13 +176,13 @@ def test_the_child_imports_neither_accel_nor_jax(monkeypatch, tmp_path):
     monkeypatch.setattr(chat, "SANDBOX", tmp_path / "child.py")
     chat.SANDBOX.write_text(
         f"import runpy, json, sys\nrunpy.run_path({str(SANDBOX)!r}, run_name='sandbox')\n"
-        "print(json.dumps({'text': str(sorted({'accel', 'formats', 'jax', 'numpy'} & set(sys.modules)))}))"
+        "print(json.dumps({'text': str(sorted({'assay', 'jax', 'numpy'} & set(sys.modules)))}))"
     )
     assert render(USER, "x").text == "[]"
 
 
 def test_no_python(monkeypatch):
-    monkeypatch.setattr(chat.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr("sys.executable", "/nonexistent/python")
     with pytest.raises(TemplateError, match="could not be started"):
         render(USER, "x")
 

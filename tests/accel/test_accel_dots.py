@@ -1,4 +1,4 @@
-"""Weights on the device: planes hold the file's own integers, and the products made from them are the right ones."""
+"""Weights on the device: packed words hold the file's own integers, and the products made of them are right."""
 
 import jax
 import jax.numpy as jnp

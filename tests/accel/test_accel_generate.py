@@ -1,4 +1,4 @@
-"""Generation on the device: bursts, batches, and what the cache holds afterwards."""
+"""Generation on the device: multi-step decode, batches, and what the cache holds afterwards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_how_a_text_is_cut_into_bursts_changes_nothing(fast: Model, sampling: Sa
 
 
 def test_the_cache_holds_what_was_handed_out(fast: Model) -> None:
-    """Bursts run ahead of a stop text, and of a reader who goes away."""
+    """Multi-step decode runs ahead of a stop text, and of a reader who goes away."""
     text = accel.generate(fast, "def fib(n):", max_tokens=12).text
     cache = fast.new_cache()
     answer = accel.generate(fast, "def fib(n):", max_tokens=40, stop=[text[-3:]], cache=cache)

@@ -75,7 +75,9 @@ def test_looking_changes_no_more_than_rounding(builtin_accel: Model) -> None:
 
 
 @pytest.mark.parametrize("key", expected_order(2))
-def test_what_a_tap_returns_is_what_the_model_goes_on_with(key: tuple[str, int | None], builtin_accel: Model) -> None:
+def test_what_a_tap_returns_is_what_the_model_goes_on_with(
+    key: tuple[str, int | None], builtin_accel: Model
+) -> None:
     rng = np.random.default_rng(0)
     tap = replacing(key, lambda x: x + rng.standard_normal(x.shape).astype(np.float32))
     assert relative(builtin_accel.forward(IDS, tap), builtin_accel.forward(IDS)) > 1e-4

@@ -91,11 +91,8 @@ def test_decode_takes_an_array_and_drops_control_tokens() -> None:
 
 @pytest.mark.parametrize("bad", [-1, len(VOCABULARY), 2**70, None, "a", 1.0])
 def test_bad_ids_are_refused(bad: int) -> None:
-    for refused in (
-        lambda: TOKENIZER.decode([0, bad]),
-        lambda: TOKENIZER.bytes_of(bad),
-        lambda: TOKENIZER.stream().push(bad),
-    ):
+    for refused in (lambda: TOKENIZER.decode([0, bad]), lambda: TOKENIZER.bytes_of(bad),
+                    lambda: TOKENIZER.stream().push(bad)):
         with pytest.raises(InputError):
             refused()
 
@@ -136,6 +133,6 @@ LONG = ["a" * 100_000, " " * 100_000, "a" + "\u0301\u0316" * 50_000, "<|im_end|>
 
 @pytest.mark.parametrize("text", LONG, ids=["letters", "spaces", "marks", "control tokens"])
 def test_long_texts_do_not_hang(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     TOKENIZER.encode(text)
-    assert time.perf_counter() - began < 2  # quadratic loops take minutes
+    assert time.process_time() - began < 2  # quadratic loops take minutes

@@ -173,8 +173,8 @@ def test_a_peer_is_measured_in_turn(stand_in: StandIn, tmp_path: Path) -> None:
 def test_a_peer_gets_room_for_what_it_is_asked(stand_in: StandIn) -> None:
     assert assay("bench", *SMALL, "--vs", "stand-in", "--json").code == 0
     (single, _), (batched, asked) = stand_in.processes()
-    assert single == [str(BUILTIN), str(4 + 32 + 8), "1"]
-    assert batched == [str(BUILTIN), str(8 + 32 + 8), "2"]
+    assert single == [str(BUILTIN.resolve()), str(4 + 32 + 8), "1"]
+    assert batched == [str(BUILTIN.resolve()), str(8 + 32 + 8), "2"]
     assert asked[-1]["prompt"][0] != asked[-1]["prompt"][1]
 
 
@@ -183,7 +183,7 @@ def test_a_peer_that_reserves_nothing_is_loaded_once(stand_in: StandIn) -> None:
     shown = assay("bench", *SMALL, "--vs", "stand-in")
     assert shown.code == 0 and "ratio" in shown.out and "beside stand-in in f64" in shown.out
     ((command, asked),) = stand_in.processes()
-    assert command == [str(BUILTIN), str(8 + 32 + 8), "2"]
+    assert command == [str(BUILTIN.resolve()), str(8 + 32 + 8), "2"]
     assert all(body["ignore_eos"] and body["temperature"] == 0 for body in asked)
     keep = [body["cache_prompt"] for body in asked]
     assert keep == [False] + 2 * [False] + 4 * [True] + 4 * [False]  # first token; prefill; two decodes; two batches

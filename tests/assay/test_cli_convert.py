@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from assay.goldens import BUILTIN
+from tests import hf_builder
 from tests.assay.command_line import assay, oracle
 
 
@@ -66,3 +67,20 @@ def test_a_folder_can_be_looked_into(tmp_path: Path) -> None:
     refused = assay("hex", folder)
     assert refused.code == 2 and "Give one of its safetensors files" in refused.err
     assert assay("hex", f"{folder}/model.safetensors").code == 0
+
+
+def test_no_file_of_a_folder_is_overwritten_by_what_is_made_of_it(tmp_path: Path) -> None:
+    """Also where the folder's files are links into the folder that would be replaced, as in the hub's cache."""
+    folder = hf_builder.build(tmp_path / "hf")
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+    linked = tmp_path / "linked.gguf"
+    linked.hardlink_to(weights)
+    for target in (weights, linked):
+        assert assay("convert", str(folder), str(target), "--to", "gguf", "--force").is_refusal(2)
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in folder.iterdir():
+        (links / file.name).symlink_to(file)
+    assert assay("convert", str(links), str(folder), "--force").is_refusal(2)
+    assert weights.read_bytes() == before

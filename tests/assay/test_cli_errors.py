@@ -99,8 +99,15 @@ def test_help_and_version() -> None:
         assert (said.code, said.err) == (0, "")
         assert "assay" in said.out
     assert "130 interrupted" in " ".join(assay("--help").out.split())
-    assert assay().code == 2
     assert assay("nosuch").is_refusal(2)
+
+
+def test_without_arguments_it_says_what_to_try_first() -> None:
+    said = assay()
+    assert (said.code, said.err) == (0, "")
+    tried = [line.split()[1] for line in said.out.splitlines() if line.startswith("  assay ")]
+    assert 4 <= len(tried) <= 5 and set(tried) <= set(cli.COMMANDS) and "--help" in said.out
+    assert len(said.out.splitlines()) < 15
 
 
 def test_a_process_speaks_utf8_on_standard_output_only() -> None:
@@ -118,6 +125,63 @@ def test_ctrl_c_in_a_generation() -> None:
     child.send_signal(signal.SIGINT)
     _, err = child.communicate()
     assert (child.returncode, err) == (130, b"assay: interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("command", ["convert", "quantize", "trace"])
+def test_a_signal_leaves_nothing_unfinished(command: str, number: signal.Signals, tmp_path: Path) -> None:
+    """Sent while a file is being written: what there is by then is seen to go. 143 is 128 + SIGTERM, as shells say."""
+    waiting = {"convert": "assay.formats.containers.apr_writer.Stored.pieces",
+               "quantize": "assay.formats.containers.base.Stored.pieces",
+               "trace": "assay.parity.recorder.Recorder.__call__"}[command]  # fmt: skip
+    owner, _, method = waiting.rpartition(".")
+    module, _, name = owner.rpartition(".")
+    code = (f"import signal, sys, time; from importlib import import_module; from assay import cli; "
+            f"setattr(getattr(import_module({module!r}), {name!r}), {method!r}, "
+            "lambda *_: (print('here', flush=True), time.sleep(60))); "
+            "signal.signal(signal.SIGINT, signal.default_int_handler); cli.main()")  # fmt: skip
+    target = str(tmp_path / {"convert": "x.apr", "quantize": "x.gguf", "trace": "x"}[command])
+    arguments = {"convert": ["builtin", target], "quantize": ["builtin", target, "--requantize"],
+                 "trace": ["a", "-e", "reference", "-o", target]}[command]  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", code, command, *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"here\n"
+    assert [path for path in tmp_path.iterdir() if path.name.endswith(".unfinished")]
+    child.send_signal(number)
+    _, err = child.communicate()
+    assert child.returncode == 128 + number
+    assert err in (b"assay: interrupted\n", f"assay: ended by {number.name}\n".encode())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    """As ``nohup`` wants it."""
+    code = ("import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from assay import cli; "
+            "from assay.commands import options; "
+            "options.open_file = lambda model: os.kill(os.getpid(), signal.SIGHUP) or exit(7); cli.main()")  # fmt: skip
+    child = subprocess.run([sys.executable, "-c", code, "tokenize", "a"], cwd=ROOT, capture_output=True, check=False)
+    assert (child.returncode, child.stderr) == (7, b"")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",), ()])
+def test_help_whose_reader_has_seen_enough(arguments: tuple[str, ...]) -> None:
+    gone, end = os.pipe()
+    os.close(gone)
+    child = program(*arguments, stdout=end)
+    os.close(end)
+    _, err = child.communicate()
+    assert (child.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [("run", "--nosuch"), ("inspect", "nosuch"), ("run", "a", "--temp", "-1")])
+def test_a_failure_that_nobody_hears_of_is_one_all_the_same(arguments: tuple[str, ...]) -> None:
+    gone, end = os.pipe()
+    os.close(gone)
+    child = program(*arguments, stderr=end)
+    os.close(end)
+    child.communicate()
+    assert child.returncode == 2
 
 
 def test_a_reader_that_leaves() -> None:

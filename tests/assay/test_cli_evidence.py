@@ -15,9 +15,11 @@ import pytest
 from assay.formats import SampleError
 from assay.formats.contract.engine import Prompt
 from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.parity.dump import MANIFEST
 from assay.reference import linear
 from assay.reference import model as reference_model
 from tests.assay.command_line import assay
+from tests.model_builder import build
 
 ORACLE = ("--engine", "reference", "--arith", "ggml")
 TEXT = "def fib(n):\n    return"
@@ -96,7 +98,9 @@ def test_no_floor_is_an_error_and_no_pass(
 
 
 @pytest.mark.parametrize("command", ["parity", "bisect", "flips"])
-def test_another_sample_is_an_error_and_no_pass(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_sample_is_an_error_and_no_pass(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The oracle is asked first; the candidate then reads a template of its own."""
     right, asked = reference_model.Model.chat_prompt, []
 
@@ -145,3 +149,23 @@ def test_where_nothing_is_wrong_there_is_no_script(tmp_path: Path) -> None:
     assert assay("bisect", TEXT, *ORACLE, "--minify", str(tmp_path / "repro.txt")).is_refusal(2)
     (tmp_path / "repro.npz").touch()
     assert assay(*asked).is_refusal(2)  # before anything is known
+
+
+def test_nothing_that_is_read_is_overwritten_by_what_is_found(tmp_path: Path) -> None:
+    model, prompt, dump = build(tmp_path / "model.gguf"), tmp_path / "prompt.txt", tmp_path / "dump"
+    prompt.write_text("abc")
+    linked = tmp_path / "linked.xml"
+    linked.hardlink_to(model)
+    common = ("-f", str(prompt), "-m", str(model), *ORACLE, "--force")
+    assert assay("trace", "abc", "-m", str(model), *ORACLE, "--out", str(dump)).code == 0
+    before = {path: path.read_bytes() for path in (model, prompt, dump / MANIFEST)}
+    for arguments in (("parity", "--report", str(model)), ("parity", "--junit", str(prompt)),
+                      ("flips", "--junit", str(linked)), ("bisect", "--junit", str(model)),
+                      ("parity", "--dump", str(dump), "--report", str(dump / MANIFEST))):  # fmt: skip
+        rest = [part for part in common if part not in ORACLE] if "--dump" in arguments else common
+        assert assay(*arguments, *rest).is_refusal(2), arguments
+    same = str(tmp_path / "same")
+    assert assay("parity", "--report", same, "--junit", same, *common).is_refusal(2)
+    script = str(tmp_path / "x.npz")
+    assert assay("bisect", "--minify", str(tmp_path / "x.py"), "--junit", script, *common).is_refusal(2)
+    assert {path: path.read_bytes() for path in before} == before

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assay.commands.comparison import flips_line
 from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.parity.flips import Account
 from assay.reference import linear
 from assay.reference import model as reference_model
 from tests.assay.command_line import assay
@@ -121,3 +123,11 @@ def test_a_page_is_written_and_not_overwritten_unasked(tmp_path: Path) -> None:
     assert assay("parity", TEXT, *ORACLE, "--report", str(target)).is_refusal(2)
     assert assay("parity", TEXT, *ORACLE, "--report", str(target), "--force").code == 0
     assert assay("parity", TEXT, *ORACLE, "--report", str(tmp_path / "none" / "page.html")).is_refusal(2)
+
+
+def test_the_divergence_of_an_engine_that_names_few_tokens_is_said_to_be_a_bound() -> None:
+    counted = Account(8, 0.1, 0, 0.9, (), 1.0, 1.0, 1.2e-4, 3e-5)
+    assert "; KL 1.20e-04 ± 3e-05 nats, " in flips_line(counted)
+    assert "; KL at least 1.20e-04 ± 3e-05 nats, " in flips_line(counted._replace(kl_is_bound=True))
+    assert "; KL too small" in flips_line(counted._replace(kl_is_bound=True, kl_mean=0.0, kl_error=0.0))
+    assert "; KL 0.00e+00 ± 0e+00 nats, " in flips_line(counted._replace(kl_mean=0.0, kl_error=0.0))

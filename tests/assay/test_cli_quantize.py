@@ -137,3 +137,18 @@ def test_an_apr_file_is_to_be_converted_first(tmp_path: Path) -> None:
     assert refused.is_refusal(2)
     assert "assay convert" in refused.err
     assert [path.name for path in tmp_path.iterdir()] == ["m.apr"]
+
+
+@pytest.mark.parametrize("command", ["quantize", "convert"])
+def test_the_source_is_never_the_target(command: str, floats: Path, tmp_path: Path) -> None:
+    """By its name, another spelling of it, a symbolic link or a hard link; whatever --force permits."""
+    before = floats.read_bytes()
+    soft, hard, folder = tmp_path / "soft.gguf", tmp_path / "hard.gguf", tmp_path / "there"
+    soft.symlink_to(floats)
+    hard.hardlink_to(floats)
+    folder.symlink_to(tmp_path)
+    for source, target in ((floats, floats), (floats, soft), (floats, hard), (soft, floats), (hard, soft),
+                           (floats, folder / floats.name), (folder / floats.name, soft)):  # fmt: skip
+        assert assay(command, str(source), str(target), "--force").is_refusal(2)
+        assert floats.read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]

@@ -187,6 +187,17 @@ def test_logprobs_are_of_the_raw_logits_best_first() -> None:
         assert best[0][1] - best[1][1] == pytest.approx(margin, abs=1e-12)  # f64 of values below 2^6: ulp 1e-14
 
 
+def test_what_a_seed_promises() -> None:
+    """The same ids on the same engine in the same arithmetic. In another one only the draws are the same."""
+    said = [oracle(PROMPT, *SAMPLED, "--seed", seed, "--arith", arith)["ids"]
+            for arith in ("f32", "f32", "ggml") for seed in map(str, range(8))]  # fmt: skip
+    first, again, rounded = said[:8], said[8:16], said[16:]
+    assert first == again
+    assert first != rounded
+    help_text = " ".join(assay("run", "--help").out.replace("│", " ").split())
+    assert "one engine, arithmetic, machine and version" in help_text and "either engine" not in help_text
+
+
 def test_a_seed_is_a_text() -> None:
     first, again, other = (oracle(PROMPT, *SAMPLED, "--seed", seed) for seed in ("1", "1", "2"))
     assert first["ids"] == again["ids"] != other["ids"]

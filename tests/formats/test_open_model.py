@@ -34,7 +34,8 @@ HOSTILE_METADATA: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no context": ({"qwen2.context_length": None}, FormatError, "qwen2.context_length"),
     "context 0": ({"qwen2.context_length": 0}, ModelError, "qwen2.context_length = 0"),
     "no heads": ({"qwen2.attention.head_count": 0}, ModelError, "qwen2.attention.head_count = 0"),
-    "heads per layer": ({"qwen2.attention.head_count": [2]}, FormatError, "qwen2.attention.head_count"),
+    "heads of more layers": ({"qwen2.attention.head_count": [2, 2]}, ModelError, "2 numbers for 1 layers"),
+    "heads as texts": ({"qwen2.attention.head_count": ["2"]}, FormatError, "qwen2.attention.head_count"),
     "0 kv heads": ({"qwen2.attention.head_count_kv": 0}, ModelError, "qwen2.attention.head_count_kv = 0"),
     "kv heads do not divide": (
         {"qwen2.attention.head_count": 3, "qwen2.attention.head_count_kv": 2}, ModelError, "2 key/value heads"),

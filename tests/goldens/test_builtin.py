@@ -118,7 +118,9 @@ def test_what_it_says_makes_sense() -> None:
 
 @pytest.mark.parametrize("which", ["raw", "chat"])
 @pytest.mark.parametrize("engine", ["reference", "accel"])
-def test_both_engines_say_what_is_recorded(engine: str, which: str, builtin_f32: Any, builtin_accel: Any) -> None:
+def test_both_engines_say_what_is_recorded(
+    engine: str, which: str, builtin_f32: Any, builtin_accel: Any
+) -> None:
     package, model = (reference, builtin_f32) if engine == "reference" else (accel, builtin_accel)
     says_what_is_recorded(package, model, which)
 

@@ -145,7 +145,7 @@ NPY_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "bad-npy of objects": lambda raw: raw.replace(b"'<f4'", b"'|O' "),
     "bad-npy in columns": lambda raw: raw.replace(b"False", b"True "),
     "bad-npy without an end": lambda raw: raw[:40],
-    "bad-npy of nothing": lambda raw: b"",
+    "empty-file": lambda raw: b"",
 }
 
 
@@ -209,7 +209,7 @@ def test_hostile_manifests(field: str, judged: UnderTest, tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"ids": [1], "ids": [2]}', '{"ids": NaN}', "[" * 5000, "\udcff"])
 def test_a_manifest_that_is_no_json(text: str, judged: UnderTest, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(text, errors="surrogateescape")
-    with pytest.raises(FormatError, match="bad-json"):
+    with pytest.raises(FormatError, match="bad-json" if text else "empty-file"):
         read(tmp_path)
 
 

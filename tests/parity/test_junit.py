@@ -41,7 +41,7 @@ def test_every_outcome_is_counted_as_what_it_is() -> None:
 def test_any_text_makes_a_well_formed_file() -> None:
     file = junit(HOSTILE, [Case(HOSTILE, HOSTILE, Outcome.FAILED, HOSTILE)], {HOSTILE: HOSTILE})
     suite = parsed(file)
-    kept = "a<b>&\"' ]]> ���� � � \x7f ü 𝄞\r\n\t"
+    kept = "a<b>&\"' ]]> \\u0000\\u0001\\u000b\\u001b \\ud800 � \\u007f ü 𝄞\\r\n\t"
     case = suite.find("testcase")
     assert case is not None and suite.attrib["name"] == case.attrib["name"] == case[0].attrib["message"] == kept
     assert suite[0][0].attrib == {"name": kept, "value": kept} and file.decode("utf-8").startswith("<?xml")

@@ -25,7 +25,7 @@ RAW = [
     "#include <stdio.h>\n\nint main(void) {\n    for (int i = 0; i < 10; i++) {",
     "人工智能的发展历史可以追溯到",
     "   \n\n\t\t  x  =  1\n\n\n",
-    '{"name": "Zoë", "tags": ["a", "b"], "emoji": "👩‍👩‍👧", "n": 12345',
+    "{\"name\": \"Zoë\", \"tags\": [\"a\", \"b\"], \"emoji\": \"👩‍👩‍👧\", \"n\": 12345",
     "try:\n    value = int(text)\nexcept ValueError as error:\n    raise SystemExit(f'not a number: {text!r}') from",
 ]
 CHAT = [

@@ -15,7 +15,9 @@ from assay.formats.errors import InputError, TemplateError
 from assay.reference.chat import FLAVOURS, as_json, assemble, render
 
 TEMPLATE = (Path(__file__).parents[2] / "goldens" / "qwen2.5.jinja").read_bytes().decode()
-DEFAULT = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+DEFAULT = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+)
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 USER = {"role": "user", "content": "What is 2+2?"}
 

@@ -141,14 +141,8 @@ def test_every_decodable_type_has_an_activation_type() -> None:
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = Shape(
-        hidden=256,
-        head_dim=128,
-        ffn=48,
-        n_padding=3,
-        tied=False,
-        types={"ffn_up": ["Q4_K"], "attn_q": ["Q6_K"], "output": ["Q8_0"], "token_embd": ["F16"]},
-    )
+    shape = Shape(hidden=256, head_dim=128, ffn=48, n_padding=3, tied=False,
+                  types={"ffn_up": ["Q4_K"], "attn_q": ["Q6_K"], "output": ["Q8_0"], "token_embd": ["F16"]})
     return build(tmp_path_factory.mktemp("linear") / "m.gguf", shape)
 
 

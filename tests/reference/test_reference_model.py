@@ -92,7 +92,9 @@ def test_looking_changes_no_bit(model: Model) -> None:
 
 
 @pytest.mark.parametrize("key", expected_order(2))
-def test_what_a_tap_returns_is_what_the_model_goes_on_with(key: tuple[str, int | None], builtin_f32: Model) -> None:
+def test_what_a_tap_returns_is_what_the_model_goes_on_with(
+    key: tuple[str, int | None], builtin_f32: Model
+) -> None:
     rng = np.random.default_rng(0)
     spoiled = builtin_f32.forward(IDS, replacing(key, lambda x: x + rng.standard_normal(x.shape).astype(x.dtype)))
     plain = builtin_f32.forward(IDS)

@@ -80,12 +80,8 @@ def test_scores_depend_on_the_distance_only() -> None:
 
 
 def test_theta_shows_at_position_500() -> None:
-    near, far = (
-        np.abs(
-            np.sin(rotation_angles(np.array([p]), 128, 1e6)) - np.sin(rotation_angles(np.array([p]), 128, 1e4))
-        ).max()
-        for p in (0, 500)
-    )
+    near, far = (np.abs(np.sin(rotation_angles(np.array([p]), 128, 1e6)) - np.sin(
+        rotation_angles(np.array([p]), 128, 1e4))).max() for p in (0, 500))
     assert near == 0 and far > 1
 
 

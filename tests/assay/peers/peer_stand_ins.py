@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,13 @@ class StandIn:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log, self._monkeypatch = folder / "stand-in.log", monkeypatch
-        here = Path(__file__).parent
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parents[2])]))
         monkeypatch.setenv("STAND_IN_LOG", str(self.log))
         monkeypatch.setattr("assay.benchmark.bench.read_bandwidth", lambda: 1e10)  # another test measures it
         self.recipe(reserves=True)
 
     def recipe(self, *, package: str = "pytest", reserves: bool = False) -> None:
         """The packages it claims to need, and whether it says that it reserves memory."""
-        recipe = peers.Recipe("peer_stand_in", "f64", (package,), "an-extra", reserves)
+        recipe = peers.Recipe("tests.assay.peers.peer_stand_in", "f64", (package,), "an-extra", reserves)
         self._monkeypatch.setattr(peers, "PEERS", {"stand-in": recipe})
 
     def misbehave(self, fault: str) -> None:

@@ -135,8 +135,8 @@ def test_answers_without_probabilities(served: Server, said: Any) -> None:
 
 @pytest.mark.parametrize(("status", "said", "why"), [
     (401, {"error": {"message": "who?"}}, "HTTP 401, who.*ASSAY_API_KEY"),
-    (500, b"<html>oh", "HTTP 500, <html>oh"), (404, b"", "HTTP 404, Not Found"), (200, b"<html>", "no JSON"),
-    (200, b"", "no JSON"), (200, b"[" * 200_000, "no JSON"), (200, b'{"choices": "\xff"}', "no JSON"),
+    (500, b"<html>oh", "HTTP 500, <html>oh"), (404, b"", "HTTP 404, Not Found"), (200, b"<html>", "not JSON"),
+    (200, b"", "not JSON"), (200, b"[" * 200_000, "not JSON"), (200, b'{"choices": "\xff"}', "not JSON"),
     (200, choice(in_ids({10**6: -0.5})), "token 1000000, but the file has 2,048"),
     (200, choice(in_vllm({5: -1.0, 2048: -0.5})), "token 2048"), (200, choice(in_ids({-1: -0.5})), "token -1"),
     (200, choice(in_ids({5: 0.5})), "no log-probabilities"), (200, choice(in_ids({5: 17.0})), "no log-probabilities"),

@@ -20,11 +20,11 @@ def refused(path: Path, code: str | None = None, read: Callable[..., object] = r
             **options: bool) -> FormatError:  # fmt: skip
     """The error with which ``read`` refuses ``path``, within the bounds every refusal has to keep."""
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         with pytest.raises(FormatError) as caught:
             read(path, **options)
-        seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
+        seconds, peak = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     error = caught.value

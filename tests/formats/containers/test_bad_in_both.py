@@ -77,7 +77,7 @@ SAME_GGUF = g(gguf.Tensor("a", offset=0), gguf.Tensor("b", offset=0))
 PART_GGUF = g(gguf.Tensor("a", (64,), offset=0), gguf.Tensor("b", offset=64))
 
 CONTAINERS: dict[str, Bad] = {
-    "empty file": Bad(b"", "truncated", b"APR", "truncated"),
+    "empty file": Bad(b"", "empty-file", b"APR", "truncated"),
     "magic alone": Bad(b"GGUF", "truncated", b"APR\0", "truncated"),
     "magic of another file": Bad(g(magic=b"FUGG"), "bad-magic", a(magic=b"APRX"), "bad-magic"),
     "version 0": Bad(g(version=0), "bad-version", a(version=(0, 0)), "bad-version"),

@@ -232,10 +232,10 @@ OURS = {
     "same key twice, of many lines": ("duplicate-key", File([raw.pair("a\n\u2028\x1b[2J" * 999, VALUE)] * 2)),
     "big-endian": ("big-endian", struct.pack(">4sIQQ", b"GGUF", 3, 0, 0)),
     "big-endian version 2": ("big-endian", struct.pack(">4sIQQ", b"GGUF", 2, 0, 0)),
-    "empty file": ("truncated", b""),
+    "empty file": ("empty-file", b""),
     "three bytes": ("truncated", b"GGU"),
-    "Git LFS pointer": ("bad-magic", b"version https://git-lfs.github.com/spec/v1\n"),
-    "web page": ("bad-magic", b"<!DOCTYPE html>"),
+    "Git LFS pointer": ("git-lfs-pointer", b"version https://git-lfs.github.com/spec/v1\n"),
+    "web page": ("web-page", b"<!DOCTYPE html>"),
 }  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def test_truncation_at_every_byte(tmp_path):
         os.truncate(path, length)
         with pytest.raises(FormatError) as caught:
             read_gguf(path)
-        assert caught.value.code in ("truncated", "bad-count", "bad-length", "out-of-file")
+        assert caught.value.code in ("empty-file", "truncated", "bad-count", "bad-length", "out-of-file")
 
 
 GOOD = raw.small_file()

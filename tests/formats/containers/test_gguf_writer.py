@@ -25,7 +25,7 @@ from tests.gguf_files import File
 def rewritten(path: Path, to: Path) -> bytes:
     """The bytes of the file at ``path`` after reading and writing it."""
     gguf = read_gguf(path)
-    write_gguf(to, gguf.metadata.stored, [stored(gguf, name) for name in gguf.tensors])
+    write_gguf(to, gguf.metadata.stored, [stored(gguf, name) for name in gguf.tensors], version=gguf.version)
     return to.read_bytes()
 
 
@@ -41,7 +41,8 @@ def test_the_builtin_model_comes_out_byte_for_byte(tmp_path):
     raw.small_file(), bytes(File()), bytes(File(raw.random_pairs(seed=2), raw.random_tensors(seed=2))),
     bytes(File([raw.alignment_pair(64)], raw.random_tensors(seed=3), alignment=64)),
     bytes(File([raw.alignment_pair(1)], raw.random_tensors(seed=4), alignment=1)),
-], ids=["small", "empty", "random", "alignment 64", "alignment 1"])  # fmt: skip
+    bytes(File([raw.alignment_pair(64)], raw.random_tensors(seed=3), alignment=64, version=2)),
+], ids=["small", "empty", "random", "alignment 64", "alignment 1", "version 2"])  # fmt: skip
 def test_any_file_comes_out_byte_for_byte(tmp_path, content):
     """Random bools that are neither 0 nor 1 and strings that are not UTF-8 included; the last padding is added."""
     path = tmp_path / "a.gguf"
@@ -51,6 +52,13 @@ def test_any_file_comes_out_byte_for_byte(tmp_path, content):
     for info in gguf.tensors.values():
         expected[info.offset : info.offset + info.nbytes] = gguf.raw(info.name).tobytes()
     assert again == expected and 0 <= len(again) - len(content) < 64
+
+
+@pytest.mark.parametrize("version", [0, 1, 4, -1, 2.0, True, "3", None])
+def test_a_version_that_no_reader_would_take_is_refused(tmp_path, version):
+    with pytest.raises(InputError, match="version"):
+        write_gguf(tmp_path / "x.gguf", {}, [], version=version)
+    assert not (tmp_path / "x.gguf").exists()
 
 
 @pytest.mark.real

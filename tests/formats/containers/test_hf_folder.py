@@ -143,7 +143,7 @@ CONFIGS: dict[str, tuple[type[AssayError], dict[str, Any]]] = {
     "AWQ": (ModelError, {"quantization_config": {"quant_method": "awq"}}),
     "YaRN": (ModelError, {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
     "YaRN, newer": (ModelError, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}),
-    "a sliding window": (ModelError, {"use_sliding_window": True}),
+    "a sliding window": (ModelError, {"use_sliding_window": True, "sliding_window": 256, "max_window_layers": 0}),
     "GELU": (ModelError, {"hidden_act": "gelu"}),
     "no rope_theta": (FormatError, {"rope_theta": ...}),
     "rope_theta in words": (FormatError, {"rope_theta": "1e6"}),
@@ -250,6 +250,7 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"a": 1, "a": 2}')
     assert code_of(folder) == "bad-json"
     with (folder / "config.json").open("wb") as file:
+        file.write(b"{")
         file.truncate(1 << 30)
     assert code_of(folder) == "json-too-large"
 

@@ -24,22 +24,8 @@ from assay.goldens import BUILTIN
 from tests import apr_builder, hf_builder
 from tests.model_builder import KINDS, MERGES, TOKENS, Shape, build
 
-K_QUANTS = Shape(
-    n_layers=2,
-    hidden=256,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=64,
-    ffn=512,
-    tied=False,
-    types={
-        "attn_q": ["Q4_K", "Q6_K"],
-        "ffn_down": ["Q6_K"],
-        "token_embd": ["Q4_K"],
-        "output": ["Q6_K"],
-        "ffn_up": ["F16"],
-    },
-)
+K_QUANTS = Shape(n_layers=2, hidden=256, n_heads=4, n_kv_heads=2, head_dim=64, ffn=512, tied=False, types={
+    "attn_q": ["Q4_K", "Q6_K"], "ffn_down": ["Q6_K"], "token_embd": ["Q4_K"], "output": ["Q6_K"], "ffn_up": ["F16"]})
 FIVES = replace(K_QUANTS, types={"attn_q": ["Q5_0", "Q4_K"], "ffn_up": ["Q8_0"]})
 SMALL = Shape(n_layers=2, tied=False)
 ODD: dict[str, Any] = {
@@ -85,7 +71,16 @@ SOURCES: dict[str, Any] = {
     "another name of the pattern": lambda path: build(path, K_QUANTS, metadata={
         "tokenizer.ggml.pre": "deepseek-r1-qwen"}),
     "alignment 64": lambda path: build(path, K_QUANTS, metadata={"general.alignment": 32}),
+    "version 2": lambda path: as_version_2(build(path, K_QUANTS)),
+    "version 2, odd metadata": lambda path: as_version_2(build(path, K_QUANTS, metadata=ODD)),
 }  # fmt: skip
+
+
+def as_version_2(path: Path) -> Path:
+    """The file in the version before: the layout is the same."""
+    raw = path.read_bytes()
+    path.write_bytes(raw[:4] + (2).to_bytes(4, "little") + raw[8:])
+    return path
 
 
 @pytest.mark.parametrize("case", SOURCES)
@@ -259,7 +254,7 @@ def test_targets_that_are_not_to_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder" / "thesis.tex").write_text("mine")
     refused(tmp_path / "folder", "not empty")
     refused(tmp_path / "folder", "no part of a model", force=True)
-    refused(tmp_path / "folder", "no regular file", force=True, to="gguf")
+    refused(tmp_path / "folder", "not a regular file", force=True, to="gguf")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
 
 
@@ -294,13 +289,8 @@ def test_what_was_written_wrong_is_not_kept(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(conversion, "write", write)
     derived = conversion.derived
     lost = "tokenizer.add_bos_token"
-    monkeypatch.setattr(
-        conversion,
-        "derived",
-        lambda form, facts, *rest, **options: {
-            key: value for key, value in derived(form, facts, *rest, **options).items() if key != lost
-        },
-    )
+    monkeypatch.setattr(conversion, "derived", lambda form, facts, *rest, **options: {
+        key: value for key, value in derived(form, facts, *rest, **options).items() if key != lost})
     source = build(tmp_path / "x2.gguf", SMALL, metadata={"tokenizer.ggml.add_bos_token": True})
     with pytest.raises(ModelError, match="add_bos"):
         convert(source, tmp_path / "y.apr")
@@ -347,6 +337,11 @@ KEEPSAKES: dict[str, Any] = {
         {"key": "tokenizer.chat_template", "type": "string", "value": "evil"}], "absent": []}},
     "names that are numbers": {"tensors": [1]},
     "names that are text": {"tensors": "x"},
+    "version 1": {"version": 1},
+    "version 4": {"version": 4},
+    "a version that is true": {"version": True},
+    "a version that is text": {"version": "2"},
+    "a version as a float": {"version": 2.0},
     "dtypes that are a list": {"dtypes": []},
     "dtypes that are numbers": {"dtypes": {"x": 1}},
 }  # fmt: skip
@@ -360,6 +355,21 @@ def test_keepsakes_that_lie(tmp_path: Path, case: str) -> None:
     with pytest.raises(AssayError) as caught:
         convert(source, tmp_path / "x.gguf")
     assert str(caught.value).isprintable() and os.listdir(tmp_path) == ["x.apr"]
+
+
+@pytest.mark.parametrize("through", ["apr", "hf", "gguf"])
+def test_gguf_version_2_stays_version_2(tmp_path: Path, through: str) -> None:
+    """Through any format, and with tensors in other types on the way."""
+    source = as_version_2(build(tmp_path / "x.gguf", SMALL))
+    middle, back = tmp_path / ("hf" if through == "hf" else f"y.{through}"), tmp_path / "back.gguf"
+    convert(source, middle, treatment="BF16", every=True)
+    convert(middle, back)
+    assert read_gguf(back).version == 2
+
+
+def test_what_never_was_gguf_becomes_version_3(tmp_path: Path) -> None:
+    convert(apr_builder.build(tmp_path / "x.apr", SMALL), tmp_path / "x.gguf")
+    assert read_gguf(tmp_path / "x.gguf").version == 3
 
 
 def test_a_template_changed_in_between_stays_changed(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/dev/null", "."])
 def test_what_is_no_regular_file_is_never_replaced(path: str) -> None:
-    with pytest.raises(InputError, match="no regular file"), replacing(path, force=True):
+    with pytest.raises(InputError, match="not a regular file"), replacing(path, force=True):
         pytest.fail("the block was entered")
 
 
