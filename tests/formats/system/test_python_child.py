@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from assay.formats.system.python_child import python_child
+from tests.hostile_folder import ROOMS
 
 TRY = """
 import importlib, json, sys
@@ -99,3 +100,10 @@ def test_a_module_sees_its_own_arguments_and_what_is_missing_is_its_own_error(in
     (installed / "needed" / "tool.py").write_text("import no_such_package")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr.endswith("ModuleNotFoundError: No module named 'no_such_package'\n")
+
+
+def test_every_child_of_the_package_is_started_so() -> None:
+    root = Path(__file__).parents[3]
+    sources = [path for room in ("assay", *ROOMS) for path in (root / room).rglob("*.py")]
+    starters = {path.name for path in sources if "sys.executable" in path.read_text(encoding="utf-8")}
+    assert starters == {"python_child.py"}
