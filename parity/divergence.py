@@ -42,7 +42,7 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
     NaN in ``found`` is a token that an engine did not name; what it did name are log-probabilities then. All the
     unnamed count as one outcome, which can only make the divergence smaller (data processing inequality).
     """
-    from scipy.special import log_softmax
+    from scipy.special import log_softmax, rel_entr
 
     parts = []
     for at in range(0, len(exact), rows):
@@ -56,8 +56,7 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
             named = np.where(unnamed, 0.0, np.exp(p) * (p - q)).sum(1)
             p_rest = np.where(unnamed, np.exp(p), 0.0).sum(1)
             q_rest = np.maximum(1 - np.where(unnamed, 0.0, np.exp(q)).sum(1), 0.0) + LEAK
-            kl = named + np.where(p_rest > 0, p_rest * np.log(np.maximum(p_rest, 1e-300) / q_rest), 0.0)
-            kl = np.maximum(kl, 0)  # LEAK can put the bound below 0; that it is at least 0 is known without it
+            kl = np.maximum(named + rel_entr(p_rest, q_rest), 0)  # LEAK can put it below 0, which no KL is
         after = np.asarray(following[at : at + rows], np.intp)
         true_next, found_next = (np.append(x[np.arange(len(after)), after], np.full(len(p) - len(after), np.nan))
                                  for x in (p, q))  # fmt: skip

@@ -33,11 +33,7 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
     ends, n_vocab = model.file.vocabulary.end_ids, len(model.file.vocabulary)
     answer = Answer(model, stop)
 
-    started = time.perf_counter()
-    cache.truncate(shared_prefix(cache.ids, ids[:-1]))  # at least one token must be read to get logits
-    timings.prefill_tokens = len(ids) - len(cache.ids)
-    logits, _ = model.prefill(ids[len(cache.ids) :], cache)
-    timings.prefill_s = time.perf_counter() - started
+    logits = read_prompt(model, ids, cache, timings)
     for t in range(max_tokens):
         started = time.perf_counter()
         logits = logits[:n_vocab]  # rows beyond the vocabulary are padding and mean nothing
@@ -48,10 +44,26 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
         yield step
         if step.finish_reason:
             return
-        started = time.perf_counter()
-        logits, _ = model.decode(token, cache)
-        timings.decode_tokens += 1
-        timings.decode_s += time.perf_counter() - started
+        logits = read_token(model, token, cache, timings)
+
+
+def read_prompt(model: Model, ids: Sequence[int], cache: KVCache, timings: Timings) -> np.ndarray:
+    """Read of ``ids`` what ``cache`` does not hold yet: logits [n_vocab] after the last of them."""
+    started = time.perf_counter()
+    cache.truncate(shared_prefix(cache.ids, ids[:-1]))  # at least one token must be read to get logits
+    timings.prefill_tokens = len(ids) - len(cache.ids)
+    logits, _ = model.prefill(ids[len(cache.ids) :], cache)
+    timings.prefill_s = time.perf_counter() - started
+    return logits
+
+
+def read_token(model: Model, token: int, cache: KVCache, timings: Timings) -> np.ndarray:
+    """Read a token that was chosen: logits [n_vocab] after it."""
+    started = time.perf_counter()
+    logits, _ = model.decode(token, cache)
+    timings.decode_tokens += 1
+    timings.decode_s += time.perf_counter() - started
+    return logits
 
 
 def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,

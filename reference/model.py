@@ -72,8 +72,7 @@ def attention_block(x: np.ndarray, layer: int, angles: np.ndarray, weights: Weig
     v = heads(v)
     if arith.f16_cache:  # llama.cpp stores keys and values in f16, and meets them with an f16 query
         q, k, v = (a.astype(np.float16).astype(arith.dtype) for a in (q, k, v))
-    mixed = attention(q, *cache.append(layer, k, v)).reshape(len(x), -1)
-    mixed = tap("attention", layer, mixed)
+    mixed = tap("attention", layer, attention(q, *cache.append(layer, k, v)).reshape(len(x), -1))
     out = tap("attn_out", layer, linear(mixed, weights, name("attn_output.weight"), arith))
     return tap("attn_residual", layer, x + out)
 

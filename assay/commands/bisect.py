@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -34,6 +34,7 @@ from assay.formats.system.atomic_file import replacing
 from assay.judging.engines_under_test import UnderTest
 from assay.judging.judge import StageReport, judge_stages
 from assay.parity import stages
+from assay.parity.bisect import Finding
 from assay.parity.junit import stage_cases
 from assay.parity.minify import alone, repro_of, worst
 from assay.parity.verdict import Verdict
@@ -76,16 +77,30 @@ def command(
     cases = stage_cases(finding, found.floor if found else {}, verdict)
     write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
-        wrong = [] if not finding else [
-            {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key]._asdict()}
-            for key in finding.wrong
-        ]  # fmt: skip
-        said = {"verdict": verdict, "wrong": wrong, "candidate_forwards": finding.forwards if finding else 0,
-                "logits_before": finding.logits_before if finding else None,
-                "logits_restored": finding.logits_restored if finding else None,
-                "minified": str(minify) if shown else None}  # fmt: skip
+        said = facts(finding, verdict) | {"minified": str(minify) if shown else None}
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
-    elif finding is None:
+    else:
+        show(finding, verdict)
+    if minify is not None and not as_json:
+        tables.line(f"wrote {minify} and {arrays_of(minify)}: run the script" if shown else
+                    f"no stage is known to be wrong, so {minify} was not written")  # fmt: skip
+    raise typer.Exit(exit_code(verdict))
+
+
+def facts(finding: Finding | None, verdict: Verdict) -> dict[str, Any]:
+    """The ``--json`` object."""
+    wrong = [] if not finding else [
+        {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key]._asdict()}
+        for key in finding.wrong
+    ]  # fmt: skip
+    return {"verdict": verdict, "wrong": wrong, "candidate_forwards": finding.forwards if finding else 0,
+            "logits_before": finding.logits_before if finding else None,
+            "logits_restored": finding.logits_restored if finding else None}  # fmt: skip
+
+
+def show(finding: Finding | None, verdict: Verdict) -> None:
+    """The table of wrong stages, and what transplanting the truth there does; or the verdict, if there are none."""
+    if finding is None:
         say_verdict(verdict, NO_FLOOR)
     elif not finding.wrong:
         say_verdict(verdict, f": every stage's local error is within the floor ({finding.ratio:.2f} at most)")
@@ -98,10 +113,6 @@ def command(
         tables.line()
         tables.line(f"logits {finding.logits_before:.2e} from the truth; with the truth transplanted there "
                     f"{finding.logits_restored:.2e}")  # fmt: skip
-    if minify is not None and not as_json:
-        tables.line(f"wrote {minify} and {arrays_of(minify)}: run the script" if shown else
-                    f"no stage is known to be wrong, so {minify} was not written")  # fmt: skip
-    raise typer.Exit(exit_code(verdict))
 
 
 def arrays_of(script: Path | None) -> Path | None:

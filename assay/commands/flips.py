@@ -34,7 +34,7 @@ from assay.commands.comparison import (
 from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.judging.judge import judge_flips, judge_free_run
 from assay.parity.divergence import TOP, statistics
-from assay.parity.flips import EXPLAINED, Positions, account
+from assay.parity.flips import EXPLAINED, Account, Positions, account
 from assay.parity.free_run import FreeRun
 from assay.parity.junit import token_case
 from assay.parity.verdict import Verdict, faults_of, of_flips
@@ -92,26 +92,36 @@ def command(
         if verdict.green and not of_writing.green:
             verdict = of_writing
     write_junit(junit, cases, judged, verdict, force=force)
-    doubtful = in_doubt(judged, sample, positions)
+    said = facts(judged, sample, positions, counted, written, verdict)
     if as_json:
-        said = {"verdict": verdict, "candidate": judged.candidate.fingerprint(), **counted._asdict(),
-                "statistics": statistics(positions.divergence),
-                "free_run": as_facts(judged, written) if written else None, "positions_in_doubt": doubtful,
-                "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(doubtful)
-        tables.line(flips_line(counted))
-        show_statistics(statistics(positions.divergence), counted.kl_is_bound)
-        if written:
-            show_writing(as_facts(judged, written))
-        if taken_on_trust := caveat(judged.candidate.fingerprint()):
-            tables.line(taken_on_trust)
-        faults = faults_of(counted)
-        if written:
-            faults += [f"{fault} when writing by itself" for fault in faults_of(written)]
-        say_verdict(verdict, f": {'; '.join(faults)}" if faults else "")
+        show(said, counted, written)
     raise typer.Exit(exit_code(verdict))
+
+
+def facts(judged: UnderTest, ids: list[int], positions: Positions, counted: Account, written: FreeRun | None,
+          verdict: Verdict) -> dict[str, Any]:  # fmt: skip
+    """The ``--json`` object."""
+    return {"verdict": verdict, "candidate": judged.candidate.fingerprint(), **counted._asdict(),
+            "statistics": statistics(positions.divergence),
+            "free_run": as_facts(judged, written) if written else None,
+            "positions_in_doubt": in_doubt(judged, ids, positions),
+            "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
+
+
+def show(said: dict[str, Any], counted: Account, written: FreeRun | None) -> None:
+    """What ``--json`` says, for people: the tokens in doubt, the counts, and the verdict with its reasons."""
+    show_doubtful(said["positions_in_doubt"])
+    tables.line(flips_line(counted))
+    show_statistics(said["statistics"], counted.kl_is_bound)
+    faults = faults_of(counted)
+    if written:
+        show_writing(said["free_run"])
+        faults += [f"{fault} when writing by itself" for fault in faults_of(written)]
+    if taken_on_trust := caveat(said["candidate"]):
+        tables.line(taken_on_trust)
+    say_verdict(said["verdict"], f": {'; '.join(faults)}" if faults else "")
 
 
 def in_doubt(judged: UnderTest, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
@@ -127,7 +137,7 @@ def in_doubt(judged: UnderTest, ids: list[int], positions: Positions) -> list[di
     ]  # fmt: skip
 
 
-def show(doubtful: list[dict[str, Any]]) -> None:
+def show_doubtful(doubtful: list[dict[str, Any]]) -> None:
     """The table of tokens that could flip."""
     rows = [(str(one["position"]), repr(one["after"]), repr(one["token"]), f"{one['margin']:.4f}",
              f"{one['sigma']:.4f}", f"{one['probability']:.3f}", "flipped" if one["flipped"] else "")

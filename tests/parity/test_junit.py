@@ -47,6 +47,17 @@ def test_any_text_makes_a_well_formed_file() -> None:
     assert suite[0][0].attrib == {"name": kept, "value": kept} and file.decode("utf-8").startswith("<?xml")
 
 
+def test_no_character_there_is_breaks_the_file() -> None:
+    """All 1,114,112 of them: what comes back is the character, or U+FFFD where XML 1.0 has no way to write it."""
+    every = "".join(map(chr, range(0x110000)))
+    case = parsed(junit("x", [Case("x", "x", Outcome.ERROR, every)], {})).find("testcase/error")
+    assert case is not None
+    back = case.attrib["message"]
+    lost = [code for code, character in enumerate(back) if character != chr(code)]
+    assert len(back) == len(every) and all(back[code] == "\ufffd" for code in lost)
+    assert lost == [*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF]
+
+
 @pytest.mark.parametrize("name", ["a gain too large by a hundred-thousandth", "an infinity", "one vocabulary row"])
 def test_a_planted_fault_fails_at_its_site_only(
     name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor

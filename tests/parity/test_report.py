@@ -75,8 +75,8 @@ def test_it_shows_every_cell_and_every_flip() -> None:
 
 
 HOSTILE = "</title></text></svg><script>alert(1)</script><img src=x onerror='a()' \"> {{ 7 * 7 }} {% raw %} &amp; "
-HIDDEN = "\x00\x07\x1b[2J\x7f\x9b\u061c\u200b\u202e\u2066\ufeff\ud800\udcff\U000e0041"
-WRITTEN = r"\x00\x07\x1b[2J\x7f\x9b\u061c\u200b\u202e\u2066\ufeff\ud800\udcff\U000e0041"
+HIDDEN = "\x00\x07\x1b[2J\x7f\x9b\u061c\u202e\u2066\ufeff\ud800\udcff\U000e0041"
+WRITTEN = r"\u0000\u0007\u001b[2J\u007f\u009b\u061c\u202e\u2066\ufeff\ud800\udcff\udb40\udc41"
 
 
 @pytest.mark.parametrize("place", ["title", "verdict", "reason", "command", "flips", "fact", "stage", "token", "next"])

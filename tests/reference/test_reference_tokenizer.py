@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import CONTROL, Vocabulary
 from assay.formats.errors import InputError, ModelError
-from assay.reference.tokenizer import ALPHABET, Tokenizer, is_space, merge, nfc, pre_tokens
+from assay.reference.pre_tokenizer import is_space, pre_tokens
+from assay.reference.tokenizer import ALPHABET, Tokenizer, merge, nfc
 from tests.tokenizer_corpus import characters_the_tables_disagree_on, mixed_text, prompts, texts, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
