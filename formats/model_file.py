@@ -154,9 +154,9 @@ class ModelFile:
 def open_model(path: str | Path) -> ModelFile:
     """Open a model file (GGUF v2 or v3, APR v2) or Hugging Face folder (Qwen2 architecture) and check what it promises.
 
-    Raises FormatError if the bytes are not a well-formed container, ModelError if they are but do not hold a
-    model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
-    or wrongly shaped tensors, a vocabulary that does not fit.
+    Raises InputError if there is no such file, FormatError if the bytes are not a well-formed container, ModelError if
+    they are but do not hold a model that can be run correctly: unknown architecture, implausible hyper-parameters,
+    missing, unexpected or wrongly shaped tensors, a vocabulary that does not fit.
     """
     return model_in(open_container(path))
 

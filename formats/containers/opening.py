@@ -11,20 +11,29 @@ from assay.formats.containers.cursor import opened
 from assay.formats.containers.gguf import read_gguf
 from assay.formats.containers.hf_folder import open_folder, pickle_refused
 from assay.formats.containers.safetensors import looks_like_safetensors, read_safetensors
+from assay.formats.errors import FormatError, InputError
+
+NOT_THERE = ("no-file", "not-a-file", "unreadable")
+"""Of the path that was asked for these are faults of the request; of a file that another one names, damage."""
 
 
 def open_container(path: str | Path, *, strict: bool = False) -> Container:
     """Open a file of tensors, its format told by its first bytes (never by its name), or a Hugging Face folder.
 
     ``strict`` rejects what is otherwise a warning; each reader says what. Raises FormatError: pickle for a file of
-    PyTorch's, which is a program; bad-magic for a file of no known format; and the reader's own codes; no other
-    exception, whatever the file holds.
+    PyTorch's, which is a program; bad-magic for a file of no known format; and the reader's own codes. InputError:
+    the path names nothing, no regular file, or one that may not be read. No other exception, whatever the file holds.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         return open_folder(path)
-    with opened(path) as (fd, status):
-        first = os.pread(fd, 9, 0)
+    try:
+        with opened(path) as (fd, status):
+            first = os.pread(fd, 9, 0)
+    except FormatError as error:
+        if error.code in NOT_THERE:
+            raise InputError(error.what, where=str(path), remedy=error.remedy) from error
+        raise
     if first.startswith(b"APR"):
         return read_apr(path, strict=strict)
     if first.startswith((b"PK\3\4", b"\x80\2")):
