@@ -47,6 +47,7 @@ def text_of(prompt: str | Prompt | Sequence[int]) -> str | None:
 def encode(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
     """Token ids of a prompt; ids are taken as they are."""
     if isinstance(prompt, str | Prompt):
+        model.file.check_text(prompt)
         return model.tokenizer.encode(prompt)
     return [int(i) for i in prompt]
 

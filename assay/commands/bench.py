@@ -44,6 +44,7 @@ def command(
     sizes = sizes_of(prefill, decode_at, batch)
     if vs is not None:
         peers.require(vs)
+    options.demand_effect("--force", force and plot is None, "without --plot no file is written")
     if plot is not None:
         bench_plot.check(plot, force=force)
     file, opened_s = opened(model)

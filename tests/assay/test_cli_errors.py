@@ -73,6 +73,21 @@ def test_a_file_that_is_not_there_is_a_bad_request(command: tuple[str, ...], tmp
     assert refusal.is_refusal(2), refusal.err
 
 
+@pytest.mark.parametrize(("command", "option"), [
+    (("convert", "builtin", "x.apr", "--shard-size", "1"), "--shard-size"), (("pull", "--list", "--force"), "--force"),
+    (("bench", "--force"), "--force"), (("parity", "--force"), "--force"), (("flips", "a", "--force"), "--force"),
+    (("bisect", "--force"), "--force"), (("quantize", "builtin", "x", "-t", "Q8_0", "--by-name"), "--by-name"),
+    (("quantize", "builtin", "x", "--pure", "--by-name"), "--by-name"),
+    (("trace", "--compare", "x", "y", "--arith", "f64"), "--arith"),
+    (("trace", "--compare", "x", "y", "-e", "reference"), "--engine"),
+    (("trace", "--compare", "x", "y", "--force"), "--force"),
+])  # fmt: skip
+def test_an_option_that_does_nothing_is_refused(command: tuple[str, ...], option: str) -> None:
+    refusal = assay(*command)
+    assert refusal.is_refusal(2)
+    assert refusal.err.startswith(f"assay: {option}: it has no effect: "), refusal.err
+
+
 def test_a_file_that_a_folder_lacks_is_damage(tmp_path: Path) -> None:
     folder = hf_builder.build(tmp_path / "hf", shards=2)
     (folder / "model-00002-of-00002.safetensors").unlink()
