@@ -72,7 +72,7 @@ def sampling_of(temperature: float, top_k: int, top_p: float, min_p: float, repe
     idle = [f"--{field.name.replace('_', '-')}" for field in fields(Sampling)
             if temperature == 0 and getattr(given, field.name) != getattr(greedy, field.name)]  # fmt: skip
     if idle:
-        say(f"warning: {', '.join(idle)} without effect: at temperature 0 the likeliest token is taken")
+        say(f"warning: {', '.join(idle)}: no effect at temperature 0, where the likeliest token is taken")
     return given
 
 

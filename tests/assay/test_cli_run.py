@@ -217,7 +217,7 @@ def test_settings_of_draws_that_are_not_made_are_warned_of(arguments: tuple[str,
     for command, stdin in (("run", b""), ("chat", b"a")):
         said = assay(command, *(["a"] if command == "run" else []), *ORACLE, "-n", "1", *arguments, stdin=stdin)
         assert said.code == 0
-        assert said.err == (f"assay: warning: {idle} without effect: at temperature 0 the likeliest token is taken\n"
+        assert said.err == (f"assay: warning: {idle}: no effect at temperature 0, where the likeliest token is taken\n"
                             if idle else "")  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_a_seed_is_a_text() -> None:
     assert first["sampling"]["seed"] == 1
     greedy = [assay("run", PROMPT, *ORACLE, "--seed", seed) for seed in ("1", "2")]
     assert greedy[0].out == greedy[1].out, "greedy draws nothing"
-    assert greedy[0].err == "assay: warning: --seed without effect: at temperature 0 the likeliest token is taken\n"
+    assert greedy[0].err == "assay: warning: --seed: no effect at temperature 0, where the likeliest token is taken\n"
 
 
 @pytest.mark.parametrize("narrow", [("--top-k", "1"), ("--top-p", "1e-6"), ("--min-p", "1")])
