@@ -18,7 +18,7 @@ import numpy as np
 
 from assay.accel.attention import KVCache
 from assay.accel.model import Model, not_finite
-from assay.accel.sampler import Choice, Settings, settings_of
+from assay.accel.sampler import SampledToken, Settings, settings_of
 from assay.accel.steps import MOST_STEPS
 from assay.formats import InputError
 from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings
@@ -48,6 +48,7 @@ def text_of(prompt: str | Prompt | Sequence[int]) -> str | None:
 def encode(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
     """Token ids of a prompt; ids are taken as they are."""
     if isinstance(prompt, str | Prompt):
+        model.file.check_text(prompt)
         return model.tokenizer.encode(prompt)
     return [int(i) for i in prompt]
 
@@ -132,7 +133,7 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
 
 
 def read_prompt(model: Model, ids: list[int], cache: KVCache, settings: Settings, logprobs: int,
-                clock: Clock) -> tuple[Choice, jax.Array]:  # fmt: skip
+                clock: Clock) -> tuple[SampledToken, jax.Array]:  # fmt: skip
     """Read what the cache does not hold of a prompt; the first choice, on the host, and what was ``seen``."""
     cache.recover()
     known = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(cache.ids, ids[:-1], strict=False))))
@@ -142,7 +143,7 @@ def read_prompt(model: Model, ids: list[int], cache: KVCache, settings: Settings
     return choice, seen
 
 
-def on_host(choices: Choice, n: int) -> list[Choice]:
+def on_host(choices: SampledToken, n: int) -> list[SampledToken]:
     """The first ``n`` steps of a multi-step decode as NumPy arrays, [n_sequences] each."""
     fetched = jax.device_get(choices)
     return [jax.tree.map(lambda a, i=i: a[i], fetched) for i in range(n)]
@@ -198,7 +199,7 @@ class Writer:
         self.finish_reason: str | None = None
         self.stopped_by: str | None = None
 
-    def step(self, choice: Choice) -> Step:
+    def step(self, choice: SampledToken) -> Step:
         """Take one choice, in NumPy scalars; the step to hand out. NumericError if the logits were not numbers."""
         if not choice.finite:
             raise not_finite()

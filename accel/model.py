@@ -25,7 +25,7 @@ from assay.accel.matmul import FEW_TOKENS
 from assay.accel.pack import pack, plan
 from assay.accel.programs import Programs, give_back_memory
 from assay.accel.rope import rope_table
-from assay.accel.sampler import Choice, Settings, settings_of
+from assay.accel.sampler import SampledToken, Settings, settings_of
 from assay.accel.steps import State, decode, read, read_all
 from assay.accel.tokenizer import Tokenizer
 from assay.formats import InputError, ModelFile, NumericError
@@ -125,7 +125,7 @@ class Model:
         return finite_logits(logits)[: len(ids)]
 
     def read(self, ids: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings,
-             n_top: int = 0) -> tuple[Choice, jax.Array, jax.Array]:  # fmt: skip
+             n_top: int = 0) -> tuple[SampledToken, jax.Array, jax.Array]:  # fmt: skip
         """Append ``ids`` to the only sequence of the cache, chunk by chunk, and choose the first token after them.
 
         Returns the choice, in NumPy scalars, and on the device the logits [1, n_rows] and ``seen``, which was donated.
@@ -150,7 +150,7 @@ class Model:
         return jax.tree.map(lambda a: a[0], choices), logits, seen
 
     def _read_chunk(self, ids: list[int], cache: KVCache, seen: jax.Array, settings: Settings,
-                    n_top: int) -> tuple[Choice, jax.Array, jax.Array]:  # fmt: skip
+                    n_top: int) -> tuple[SampledToken, jax.Array, jax.Array]:  # fmt: skip
         padded = pad(ids, next(length for length in CHUNKS if length >= len(ids)))[None]
         start = np.array([len(cache.ids)], np.int32)
         cache.reserve(len(cache.ids) + padded.shape[1])
@@ -165,7 +165,7 @@ class Model:
 
     def decode_steps(self, tokens: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings, counter: int,
                      n_steps: int, ended: np.ndarray,
-                     n_top: int = 0) -> tuple[Choice, jax.Array, jax.Array, jax.Array]:  # fmt: skip
+                     n_top: int = 0) -> tuple[SampledToken, jax.Array, jax.Array, jax.Array]:  # fmt: skip
         """Read one token for each sequence of the cache, then what each of them chose, ``n_steps`` times in all.
 
         Returns as ``steps.decode``: choices [MOST_STEPS, n_sequences], how many were made, the last logits

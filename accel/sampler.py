@@ -37,7 +37,7 @@ class Settings:
     greedy: bool = field(metadata={"static": True})
 
 
-class Choice(NamedTuple):
+class SampledToken(NamedTuple):
     """What the host needs to know about a step: a few numbers instead of the logits."""
 
     token: jax.Array
@@ -62,7 +62,7 @@ def settings_of(sampling: Sampling) -> Settings:
 
 
 def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.Array, *, n_top: int,
-           n_vocab: int) -> Choice:  # fmt: skip
+           n_vocab: int) -> SampledToken:  # fmt: skip
     """Choose the ``counter``-th token of an answer from raw logits; ``seen`` bool, both [n_rows].
 
     Only the first ``n_vocab`` rows have a token; ``n_top`` most likely ones are reported.
@@ -79,7 +79,7 @@ def choose(logits: jax.Array, seen: jax.Array, settings: Settings, counter: jax.
     if n_top:
         # The barrier keeps what follows out of top_k, which XLA would otherwise replace by a whole sort: 27 ms, not 1.
         ranked, ids = lax.optimization_barrier(tuple(lax.top_k(logits, min(n_top, n_vocab))))
-    return Choice(
+    return SampledToken(
         token=token,
         finite=jnp.isfinite(logits).all(),
         margin=logits[best] - others[first_largest(others)],

@@ -19,7 +19,7 @@ from assay.accel.matmul import lookup, matmul_roles, matmul_slices
 from assay.accel.pack import Params
 from assay.accel.rms_norm import rms_norm
 from assay.accel.rope import rotate
-from assay.accel.sampler import Choice, Settings, choose
+from assay.accel.sampler import SampledToken, Settings, choose
 from assay.formats.contract.config import Config, layer_tensors
 from assay.formats.contract.engine import identity
 
@@ -92,7 +92,7 @@ class State(NamedTuple):
 
 def read(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, ids: jax.Array, n: jax.Array,
          start: jax.Array, turns: jax.Array, state: State, settings: Settings,
-         counter: jax.Array) -> tuple[Choice, jax.Array, State]:  # fmt: skip
+         counter: jax.Array) -> tuple[SampledToken, jax.Array, State]:  # fmt: skip
     """Read ids [n_sequences, n_tokens], of which the first ``n`` count, and choose each sequence's next token.
 
     Returns the choices and the logits [n_sequences, n_rows] after the n-th token; the chosen tokens are not ``seen``.
@@ -105,13 +105,13 @@ def read(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, i
     return choice, logits, State(k_cache, v_cache, state.seen)
 
 
-Loop = tuple[jax.Array, jax.Array, jax.Array, Choice, jax.Array, State]
+Loop = tuple[jax.Array, jax.Array, jax.Array, SampledToken, jax.Array, State]
 """What ``decode`` carries from step to step: the step's number, tokens, which ended, choices, logits, state."""
 
 
 def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, tokens: jax.Array, start: jax.Array,
            turns: jax.Array, state: State, settings: Settings, counter: jax.Array, n_steps: jax.Array,
-           ended: jax.Array, end_ids: jax.Array) -> tuple[Choice, jax.Array, jax.Array, State]:  # fmt: skip
+           ended: jax.Array, end_ids: jax.Array) -> tuple[SampledToken, jax.Array, jax.Array, State]:  # fmt: skip
     """Up to ``n_steps`` (at most MOST_STEPS) steps of one token a sequence, each reading what the one before it chose.
 
     tokens, start, ended [n_sequences]. Stops when every sequence has chosen one of ``end_ids`` or was ``ended``.
@@ -119,7 +119,7 @@ def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params,
     """
 
     @jax.jit  # so that it is traced once: for the shapes of what it returns, and in the loop
-    def step(i: jax.Array, tokens: jax.Array, state: State) -> tuple[Choice, jax.Array, State]:
+    def step(i: jax.Array, tokens: jax.Array, state: State) -> tuple[SampledToken, jax.Array, State]:
         rows = jnp.arange(len(tokens))
         state = state._replace(seen=state.seen.at[rows, tokens].set(True))
         one = jnp.int32(1)

@@ -41,11 +41,14 @@ def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel",
     if arith is not None:
         options["arith"] = arith
     if engine == "reference":
-        if cache_type not in (None, "f32"):
-            raise InputError(f"the oracle keeps no cache in {cache_type!r}", where="--cache-type",
-                             remedy="Its keys and values are as its arithmetic is; leave the option out")  # fmt: skip
+        if cache_type is not None:
+            raise InputError(f"the oracle has no cache in {cache_type!r}: keys and values are as its arithmetic is",
+                             where="--cache-type", remedy="Leave it out")  # fmt: skip
         options["cache_weights"] = cache_weights
     else:
+        if cache_weights:
+            raise InputError("it has no effect: the accelerated engine computes from the packed weights",
+                             where="--cache-weights", remedy="Leave it out")  # fmt: skip
         if cache_type is not None:
             options["cache_type"] = cache_type
         options["progress"] = progress

@@ -23,12 +23,14 @@ from assay.formats.containers.gguf import GGUF
 from assay.formats.containers.hf_folder import HFFolder
 from assay.formats.containers.opening import open_container
 from assay.formats.contract.config import Config, tensor_shapes
+from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import Vocabulary
 from assay.formats.errors import FormatError, InputError, ModelError
 from assay.formats.qwen2 import from_apr as apr_qwen2
 from assay.formats.qwen2 import from_gguf as gguf_qwen2
 from assay.formats.qwen2 import from_hf as hf_qwen2
 from assay.formats.qwen2.description import ARCHITECTURE, Qwen2
+from assay.formats.qwen2.token_bound import least_tokens
 from assay.formats.system.atomic_file import sha256_of_files
 
 NAMED_AT_MOST = 4  # culprits listed in one error line
@@ -142,6 +144,17 @@ class ModelFile:
                              f"context of {self.config.context_length}", where="prompt",
                              remedy="Shorten the prompt or --max-tokens; nothing is cut silently")  # fmt: skip
 
+    def check_text(self, prompt: str | Prompt, most: int | None = None) -> None:
+        """Raise InputError for a text that is sure to have more than ``most`` tokens (None: those of the context).
+
+        To be asked before it is encoded, which takes a long time then; ``check_ids`` knows the exact number.
+        """
+        text = prompt if isinstance(prompt, str) else prompt.text
+        most = self.config.context_length if most is None else most
+        if len(text) > most and (n := least_tokens(text, self.vocabulary)) > most:
+            raise InputError(f"{len(text):,} characters are at least {n:,} tokens, and no more than {most:,} fit",
+                             where="prompt", remedy="Shorten it; nothing is cut silently")  # fmt: skip
+
     def census(self) -> dict[str, int]:
         """Number of tensors of each storage type, e.g. ``{"Q4_K": 168, "F32": 141}``."""
         counts: dict[str, int] = {}
@@ -154,9 +167,9 @@ class ModelFile:
 def open_model(path: str | Path) -> ModelFile:
     """Open a model file (GGUF v2 or v3, APR v2) or Hugging Face folder (Qwen2 architecture) and check what it promises.
 
-    Raises FormatError if the bytes are not a well-formed container, ModelError if they are but do not hold a
-    model that can be run correctly: unknown architecture, implausible hyper-parameters, missing, unexpected
-    or wrongly shaped tensors, a vocabulary that does not fit.
+    Raises InputError if there is no such file, FormatError if the bytes are not a well-formed container, ModelError if
+    they are but do not hold a model that can be run correctly: unknown architecture, implausible hyper-parameters,
+    missing, unexpected or wrongly shaped tensors, a vocabulary that does not fit.
     """
     return model_in(open_container(path))
 

@@ -81,7 +81,10 @@ def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: 
 
 def prompt_ids(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
     """Token ids of a prompt; ids are taken as they are."""
-    return model.tokenizer.encode(prompt) if isinstance(prompt, str | Prompt) else [int(i) for i in prompt]
+    if isinstance(prompt, str | Prompt):
+        model.file.check_text(prompt)
+        return model.tokenizer.encode(prompt)
+    return [int(i) for i in prompt]
 
 
 def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:

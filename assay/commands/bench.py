@@ -25,7 +25,7 @@ def command(
     engine: options.Engine = "accel",
     arith: options.Arith = None,
     cache_type: options.CacheType = None,
-    vs: Annotated[str | None, typer.Option("--vs", help=f"A peer to alternate with: {', '.join(peers.PEERS)}.")] = None,
+    vs: Annotated[str | None, typer.Option("--vs", help=f"Take turns with: {', '.join(peers.PEERS)}.")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Measured runs of each workload.")] = 5,
     prefill: Annotated[str, typer.Option(help="Prompt lengths to read.")] = ",".join(map(str, PREFILL)),
     decode_at: Annotated[
@@ -38,13 +38,14 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="With --plot: overwrite the file.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure load, first token, prefill, decode, batches and memory; with --vs alternately with a peer.
+    """Measure load, first token, prefill, decode, batches and memory; with --vs alternately with an external engine.
 
     An empty list ('') leaves a kind of workload out; what exceeds the model's context is left out and named.
     """
     sizes = sizes_of(prefill, decode_at, batch)
     if vs is not None:
         peers.require(vs)
+    options.demand_effect("--force", force and plot is None, "without --plot no file is written")
     if plot is not None:
         bench_plot.check(plot, force=force)
     file, opened_s = opened(model)

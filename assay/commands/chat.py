@@ -13,7 +13,6 @@ from assay.commands import options
 from assay.commands.run import MAX_PROMPT_BYTES, decoded
 from assay.engines import stream_generate
 from assay.formats import InputError
-from assay.formats.contract.engine import Sampling
 from assay.output import write_generated
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
@@ -37,7 +36,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Talk to a model. Reads standard input line by line; with --json prints one object an answer."""
-    sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    sampling = options.sampling_of(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     loaded = options.open_engine(model, engine, arith, nfc, cache_weights, cache_type)
     conversation = Conversation(loaded, system, {"max_tokens": max_tokens, "sampling": sampling})
     on_terminal = sys.stdin.isatty()

@@ -22,6 +22,7 @@ from assay.judging.judge import PATHS
 from assay.parity.flips import Account
 from assay.parity.junit import Case, Outcome, junit
 from assay.parity.sample import OTHER_SAMPLE
+from assay.parity.stages import MAX_TOKENS
 from assay.parity.verdict import Verdict
 from assay.progress import bar
 
@@ -59,7 +60,8 @@ def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, cha
     file = options.open_file(model)
     with (opened(file, engine, arith, cache_type, taps=taps, endpoint_model=endpoint_model) as judged,
           bar() as progress):  # fmt: skip
-        yield judged, judged.sample(text if forced is None else None, forced, chat), progress
+        most = MAX_TOKENS if taps and path == "prefill" else None  # every stage is kept of so many
+        yield judged, judged.sample(text if forced is None else None, forced, chat, most), progress
 
 
 def exit_code(verdict: Verdict) -> int:
@@ -103,6 +105,7 @@ def demand_all_free(*paths: Path | None, force: bool) -> None:
     And for two that would be the same.
     """
     wanted = [path for path in paths if path is not None]
+    options.demand_effect("--force", force and not wanted, "no file is to be written")
     for path in wanted:
         demand_free(path, force=force)
     if len({path.resolve() for path in wanted}) < len(wanted):

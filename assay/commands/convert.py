@@ -11,7 +11,7 @@ import typer
 
 from assay.commands import options
 from assay.engines import find
-from assay.formats.conversion.convert import SHARD_BYTES, convert
+from assay.formats.conversion.convert import SHARD_BYTES, convert, format_of
 from assay.formats.conversion.model_card import FORMATS
 from assay.formats.errors import InputError
 from assay.progress import bar
@@ -46,6 +46,8 @@ def command(
         raise InputError("--all says which tensors are treated, but not how", where="--all", remedy="Add --as TYPE")
     if not 0 <= shard_size < 1e9:
         raise InputError(f"{shard_size} GB is not a size of a file", where="--shard-size")
+    options.demand_effect("--shard-size", shard_size != SHARD_BYTES / 1e9 and (to or format_of(target)) != "hf",
+                          "only a folder has more than one file")  # fmt: skip
     with bar() as progress:
         path = find(source, progress=progress)
         census = convert(path, target, to=to, treatment=treatment and treatment.upper(), every=every, force=force,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from assay.engines import BUILTIN_NAME, find, load
-from assay.formats import AssayError, open_model
+from assay.formats import AssayError, InputError, open_model
 from assay.formats.containers.base import Container
 from assay.formats.containers.opening import open_container
+from assay.formats.contract.engine import Sampling
 from assay.formats.system.printable import printable
 from assay.output import console, say
 from assay.progress import bar
@@ -50,6 +52,28 @@ Special = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DEFAULT_MODEL = BUILTIN_NAME
+
+
+def demand_effect(option: str, idle: bool, why: str) -> None:
+    """Raise InputError for an option that is given where it changes nothing; ``why`` it does not.
+
+    One whose wish is fulfilled anyway (--no-stream with --json) may be given; one that people leave set while they
+    change another is warned of (``sampling_of``).
+    """
+    if idle:
+        raise InputError(f"it has no effect: {why}", where=option, remedy="Leave it out")
+
+
+def sampling_of(temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float,
+                seed: int) -> Sampling:  # fmt: skip
+    """The settings as options give them. Says which of them do nothing at temperature 0, where nothing is drawn."""
+    given = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    greedy = Sampling(repeat_penalty=repeat_penalty)
+    idle = [f"--{field.name.replace('_', '-')}" for field in fields(Sampling)
+            if temperature == 0 and getattr(given, field.name) != getattr(greedy, field.name)]  # fmt: skip
+    if idle:
+        say(f"warning: {', '.join(idle)}: no effect at temperature 0, where the likeliest token is taken")
+    return given
 
 
 def open_engine(model: str, engine: str, arith: str | None, nfc: bool, cache_weights: bool = False,

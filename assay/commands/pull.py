@@ -29,6 +29,7 @@ def command(
     """Fetch a model, verify its SHA-256, and print its path. An interrupted download is continued."""
     if show_list == (name is not None):
         raise InputError("give either a model's name or --list", where="pull", remedy="assay pull --list")
+    options.demand_effect("--force", force and show_list, "--list fetches nothing")
     if name is None:
         list_models(folder or default_folder(), as_json)
         return

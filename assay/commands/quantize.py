@@ -18,7 +18,7 @@ from assay.formats.containers.base import Stored
 from assay.formats.containers.gguf_metadata import Metadata, Value, typed
 from assay.formats.containers.gguf_writer import write_gguf
 from assay.formats.model_file import Tensor
-from assay.formats.quantizers.quantization_mix import ALIASES, FLOATS, MIXES, chosen_types, named
+from assay.formats.quantizers.quantization_mix import ALIASES, BY_LAYER, FLOATS, MIXES, chosen_types, named
 from assay.formats.quantizers.whole_tensors import Requantized, census, counting
 from assay.formats.system.atomic_file import demand_apart
 from assay.formats.system.progress import Progress
@@ -45,6 +45,7 @@ def command(
 ) -> None:
     """Write a model with its matrices quantised: the same types and the same bytes as llama.cpp's own quantiser."""
     mix, began = named(mix), time.perf_counter()
+    options.demand_effect("--by-name", by_name and (pure or mix not in BY_LAYER), "no layer is favoured")
     file = options.open_file(source)
     demand_apart(target, file.files)
     metadata = metadata_for(file, mix)

@@ -46,12 +46,17 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Generate text. The prompt is raw unless --chat; decoding is greedy unless --temperature is given."""
-    sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    sampling = options.sampling_of(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     text = prompt_text(prompt, prompt_file, ids)
     if system is not None and not chat:
         raise InputError("--system needs --chat", where="--system", remedy="A raw prompt has no turns")
     if chat and ids is not None:
         raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
+    options.demand_effect("--logprobs", logprobs > 0 and not as_json, "they are printed with --json only")
+    options.demand_effect("--stop", "" in (stop or ()), "an empty text stops nothing")
+    options.demand_effect("--no-nfc", not nfc and ids is not None, "ids are not normalised")
+    options.demand_effect("--no-special", not special and (chat or ids is not None),
+                          "a message never spells a control token" if chat else "ids are not spelt")  # fmt: skip
     loaded = options.open_engine(model, engine, arith, nfc, cache_weights, cache_type)
     asked: Prompt | Sequence[int]
     if ids is not None:

@@ -50,6 +50,9 @@ def command(
         if (prompt, prompt_file, out, chat) != (None, None, None, False):
             raise InputError("a comparison reads two dumps, and writes nothing", where="--compare",
                              remedy="Leave out PROMPT, --prompt-file, --chat and --out")  # fmt: skip
+        for option, idle in (("--engine", engine != "accel"), ("--arith", arith is not None), ("--force", force),
+                             ("--cache-type", cache_type is not None), ("--layout", layout != "npy")):  # fmt: skip
+            options.demand_effect(option, idle, "a comparison runs no engine and writes nothing")
         config = None if all(map(has_manifest, compare)) else options.open_file(model).config
         one, other = (read(folder, None if ids is None else parse_ids(ids), config) for folder in compare)
         if ids is not None:
@@ -69,6 +72,7 @@ def command(
         sample, literal = read_by(loaded, None, forced, chat), ()
     else:
         rendered = rendered_by(loaded, text, chat)
+        loaded.file.check_text(rendered)
         sample, literal = encoded_by(loaded, rendered), rendered.literal
     loaded.file.check_ids(sample.ids)
     with (recording(out, sample, literal, loaded.fingerprint(), layout=layout, force=force) as tap,

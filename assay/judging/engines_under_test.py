@@ -54,15 +54,19 @@ class UnderTest:
         """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
         return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file), self.file.config)
 
-    def sample(self, text: str | None, ids: Sequence[int] | None, chat: bool) -> list[int]:
+    def sample(self, text: str | None, ids: Sequence[int] | None, chat: bool, most: int | None = None) -> list[int]:
         """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.
 
         A peer is given ids: whether its own tokenizer would have made them is not what is judged here. Raises
-        SampleError where they differ, InputError for neither or both of text and ids.
+        SampleError where they differ, InputError for neither or both of text and ids, and for a text of more than
+        ``most`` tokens (None: those of the context) before it is encoded, where that is sure.
         """
         if (text is None) == (ids is None):
             raise InputError("a comparison needs a prompt, or --ids", where="prompt", remedy="Give one of the two")
-        ours = read_by(self.truth, text, ids, chat)
+        prompt = None if text is None else rendered_by(self.truth, text, chat)
+        if prompt is not None:
+            self.file.check_text(prompt, most)
+        ours = read_by(self.truth, None, ids, chat) if prompt is None else encoded_by(self.truth, prompt)
         if not isinstance(self.candidate, ExternalEngine):
             check_same(ours, read_by(self.candidate, text, ids, chat))
         self.file.check_ids(ours.ids)

@@ -57,7 +57,8 @@ PEERS = {
 def require(name: str) -> Recipe:
     """The recipe of peer ``name``. Raises InputError if there is no such peer, or a package it needs is missing."""
     if name not in PEERS:
-        raise InputError(f"there is no peer {name!r}", where="--vs", remedy=f"Choose one of {', '.join(PEERS)}")
+        raise InputError(f"there is no external engine {name!r}", where="--vs",
+                         remedy=f"Choose one of {', '.join(PEERS)}")
     recipe = PEERS[name]
     if missing := [package for package in recipe.packages if find_spec(package) is None]:
         raise InputError(f"{name} is not installed ({', '.join(missing)} missing)", where="--vs",

@@ -38,6 +38,8 @@ MIXES: dict[str, Mix] = {
     "Q8_0": Mix("Q8_0", 7), "Q4_K_S": Mix("Q4_K", 14), "Q4_K_M": Mix("Q4_K", 15),
     "Q5_K_S": Mix("Q5_K", 16), "Q5_K_M": Mix("Q5_K", 17), "Q6_K": Mix("Q6_K", 18),
 }  # fmt: skip
+BY_LAYER = ("Q4_K_S", "Q4_K_M", "Q5_K_M")
+"""Those in which some layers get more bits than others."""
 ALIASES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """For rows that are not multiples of 256; F16 for rows that are not multiples of 32 either (llama.cpp refuses some)."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from assay.accel.sampler import Choice, choose, draw, ordered_bits, settings_of, threshold, uniform
+from assay.accel.sampler import SampledToken, choose, draw, ordered_bits, settings_of, threshold, uniform
 from assay.formats.contract.engine import Sampling
 
 N = 8
@@ -20,7 +20,9 @@ _draw = jax.jit(jax.vmap(draw, (None, None, 0)))
 FLOOR = -30.0  # e^-30: so unlikely that a draw of 24 bits cannot meet it
 
 
-def pick(logits: list[float], seen: Collection[int] = (), counter: int = 0, top: int = 0, **settings: Any) -> Choice:
+def pick(
+    logits: list[float], seen: Collection[int] = (), counter: int = 0, top: int = 0, **settings: Any
+) -> SampledToken:
     """``choose`` on a few logits; rows 8 and 9 are padding with the largest logits of all."""
     padded = jnp.asarray([*logits, *[FLOOR] * (N - len(logits)), 99, 99], jnp.float32)
     marks = jnp.zeros(N + 2, bool).at[jnp.asarray(sorted(seen), int)].set(True)

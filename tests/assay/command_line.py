@@ -36,7 +36,8 @@ class Outcome:
             explained = refused["exit_code"] == code and bool(refused["error"]["what"])
         else:
             explained = not self.out
-        return explained and self.code == code and self.err.startswith("assay: ") and self.err.count("\n") == 1
+        lines = [line for line in self.err.splitlines() if not line.startswith("assay: warning: ")]
+        return explained and self.code == code and len(lines) == 1 and lines[0].startswith("assay: ")
 
 
 def assay(*arguments: str, stdin: bytes = b"") -> Outcome:

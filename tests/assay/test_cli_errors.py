@@ -17,6 +17,7 @@ from assay import cli
 from assay.fetch import pull
 from assay.formats import ModelError, NumericError, SourceError, TemplateError
 from assay.goldens import BUILTIN
+from tests import hf_builder
 from tests.assay.command_line import assay
 from tests.model_builder import build
 
@@ -39,6 +40,7 @@ def truncated(tmp_path: Path) -> Path:
     return path
 
 
+NOT_THERE = (Path("/dev/zero"), Path("/no/such.gguf"))
 LOOKING = [("inspect",), ("tensors",), ("validate",), ("hex",), ("diff", "builtin")]
 
 
@@ -48,11 +50,48 @@ def test_files_that_are_no_models(command: tuple[str, ...], truncated: Path) -> 
     os.mkfifo(pipe)
     empty = truncated.with_name("empty")
     empty.touch()
-    for path in (truncated, ROOT / "LICENSE", truncated.parent, Path("/dev/zero"), pipe, empty, Path("/no/such.gguf")):
+    damaged = (truncated, ROOT / "LICENSE", truncated.parent, empty)
+    for path in (*damaged, *NOT_THERE, pipe, truncated / "below", truncated.with_name("x" * 300)):
+        code = 3 if path in damaged else 2
         refusal = assay(*command, str(path))
-        assert refusal.is_refusal(3)
+        assert refusal.is_refusal(code), (path, refusal.err)
         assert str(path) in refusal.err
-        assert assay(*command, str(path), "--json").is_refusal(3)
+        assert assay(*command, str(path), "--json").is_refusal(code)
+
+
+WITH_TWO_FILES = [("convert", "{}", "x.apr"), ("quantize", "{}", "x.gguf"), ("diff", "{}", "builtin"),
+                  ("parity", "a", "--dump", "{}"), ("trace", "--compare", "{}", "{}"), ("run", "-f", "{}"),
+                  ("bench", "{}"), ("parity", "-m", "{}"), ("flips", "a", "-m", "{}"), ("bisect", "-m", "{}"),
+                  ("axes", "-m", "{}"), ("trace", "-o", "x", "-m", "{}")]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", WITH_TWO_FILES, ids=" ".join)
+def test_a_file_that_is_not_there_is_a_bad_request(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Exit code 3 is for bytes: a script that fetches a damaged file again would do so for ever."""
+    absent = str(tmp_path / "absent.gguf")
+    refusal = assay(*(part.replace("{}", absent) for part in command))
+    assert refusal.is_refusal(2), refusal.err
+
+
+@pytest.mark.parametrize(("command", "option"), [
+    (("convert", "builtin", "x.apr", "--shard-size", "1"), "--shard-size"), (("pull", "--list", "--force"), "--force"),
+    (("bench", "--force"), "--force"), (("parity", "--force"), "--force"), (("flips", "a", "--force"), "--force"),
+    (("bisect", "--force"), "--force"), (("quantize", "builtin", "x", "-t", "Q8_0", "--by-name"), "--by-name"),
+    (("quantize", "builtin", "x", "--pure", "--by-name"), "--by-name"),
+    (("trace", "--compare", "x", "y", "--arith", "f64"), "--arith"),
+    (("trace", "--compare", "x", "y", "-e", "reference"), "--engine"),
+    (("trace", "--compare", "x", "y", "--force"), "--force"),
+])  # fmt: skip
+def test_an_option_that_does_nothing_is_refused(command: tuple[str, ...], option: str) -> None:
+    refusal = assay(*command)
+    assert refusal.is_refusal(2)
+    assert refusal.err.startswith(f"assay: {option}: it has no effect: "), refusal.err
+
+
+def test_a_file_that_a_folder_lacks_is_damage(tmp_path: Path) -> None:
+    folder = hf_builder.build(tmp_path / "hf", shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert assay("inspect", str(folder)).is_refusal(3)
 
 
 def test_an_unknown_name_is_no_path(home: Path) -> None:

@@ -104,12 +104,6 @@ def test_nothing_is_overwritten_unasked_and_nothing_left_behind(floats: Path, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["floats.gguf", "small.gguf"]
 
 
-def test_a_model_may_replace_itself(floats: Path) -> None:
-    before = open_model(floats).tensors["blk.0.attn_q.weight"].decode()
-    assert assay("quantize", str(floats), str(floats), "--force").code == 0
-    assert np.array_equal(open_model(floats).tensors["blk.0.attn_q.weight"].raw(), quantize("Q4_K", before))
-
-
 def test_refusals(floats: Path, tmp_path: Path) -> None:
     target = str(tmp_path / "small.gguf")
     assert assay("quantize", str(floats), target, "--type", "Q4_L").is_refusal(2)

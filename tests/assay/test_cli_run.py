@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from assay.formats import open_model
+from assay import load
+from assay.formats import InputError, open_model
 from assay.goldens import BUILTIN
 from tests.assay.command_line import assay, oracle
 
@@ -187,6 +188,43 @@ def test_logprobs_are_of_the_raw_logits_best_first() -> None:
         assert best[0][1] - best[1][1] == pytest.approx(margin, abs=1e-12)  # f64 of values below 2^6: ulp 1e-14
 
 
+@pytest.mark.parametrize("arguments", [
+    ("a", "--logprobs", "3"), ("a", "--stop", ""), ("a", "--stop", "x", "--stop", ""), ("a", "--chat", "--no-special"),
+    ("--ids", "1,2", "--no-special"), ("--ids", "1,2", "--no-nfc"), ("a", "--cache-type", "f32"),
+    ("a", "--cache-type", "bf16"),
+])  # fmt: skip
+def test_an_option_that_does_nothing_is_refused(arguments: tuple[str, ...]) -> None:
+    refusal = assay("run", *ORACLE, *arguments)
+    assert refusal.is_refusal(2)
+    option = next(part for part in reversed(arguments) if part.startswith("--") and part not in ("--ids", "--chat"))
+    assert option in refusal.err
+
+
+def test_the_fast_engine_keeps_no_decoded_weights() -> None:
+    assert assay("run", "a", "--cache-weights").is_refusal(2)
+    assert assay("chat", "--cache-weights", stdin=b"a").is_refusal(2)
+    with pytest.raises(InputError, match="cache-weights"):
+        load("builtin", cache_weights=True)
+
+
+@pytest.mark.parametrize(("arguments", "idle"), [
+    (("--top-k", "5"), "--top-k"), (("--top-p", "0.9", "--min-p", "0.1"), "--top-p, --min-p"),
+    (("--seed", "7"), "--seed"),
+    (("--seed", "0", "--top-p", "1"), ""), (("--repeat-penalty", "1.2"), ""), (("--seed", "7", "--temp", "1"), ""),
+])  # fmt: skip
+def test_settings_of_draws_that_are_not_made_are_warned_of(arguments: tuple[str, ...], idle: str) -> None:
+    """People leave them set and change the temperature only."""
+    for command, stdin in (("run", b""), ("chat", b"a")):
+        said = assay(command, *(["a"] if command == "run" else []), *ORACLE, "-n", "1", *arguments, stdin=stdin)
+        assert said.code == 0
+        assert said.err == (f"assay: warning: {idle}: no effect at temperature 0, where the likeliest token is taken\n"
+                            if idle else "")  # fmt: skip
+
+
+def test_an_option_whose_wish_is_fulfilled_anyway_may_be_given() -> None:
+    assert oracle("a", "--no-stream", "-n", "1")["ids"] == oracle("a", "-n", "1")["ids"]
+
+
 def test_what_a_seed_promises() -> None:
     """The same ids on the same engine in the same arithmetic. In another one only the draws are the same."""
     said = [oracle(PROMPT, *SAMPLED, "--seed", seed, "--arith", arith)["ids"]
@@ -202,7 +240,9 @@ def test_a_seed_is_a_text() -> None:
     first, again, other = (oracle(PROMPT, *SAMPLED, "--seed", seed) for seed in ("1", "1", "2"))
     assert first["ids"] == again["ids"] != other["ids"]
     assert first["sampling"]["seed"] == 1
-    assert oracle(PROMPT, "--seed", "1")["ids"] == oracle(PROMPT, "--seed", "2")["ids"], "greedy draws nothing"
+    greedy = [assay("run", PROMPT, *ORACLE, "--seed", seed) for seed in ("1", "2")]
+    assert greedy[0].out == greedy[1].out, "greedy draws nothing"
+    assert greedy[0].err == "assay: warning: --seed: no effect at temperature 0, where the likeliest token is taken\n"
 
 
 @pytest.mark.parametrize("narrow", [("--top-k", "1"), ("--top-p", "1e-6"), ("--min-p", "1")])
