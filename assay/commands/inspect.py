@@ -108,9 +108,11 @@ def model_facts(container: Container, file: ModelFile | None) -> dict[str, Any]:
 def container_facts(container: Container) -> dict[str, Any]:
     """Header, alignment, and the byte ranges of all sections; ``stop`` is the byte after the last."""
     version = {"version": container.version, "alignment": container.alignment} if isinstance(container, GGUF) else {}
+    files = {"files": [part.name for part in container.parts]} if len(container.parts) > 1 else {}
     return {
         "format": container.format,
         **version,
+        **files,
         "metadata_keys": len(container.metadata),
         "sections": [{"name": s.name, "start": s.start, "stop": s.stop} for s in gathered(container)],
     }

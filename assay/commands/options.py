@@ -67,10 +67,13 @@ def open_file(model: str) -> Any:
     return file
 
 
-def open_any(model: str) -> Container:
-    """Find and open a file of tensors of any format, whether or not it is a model that can be run."""
+def open_any(model: str, *, alone: bool = False) -> Container:
+    """Find and open a file of tensors of any format, whether or not it is a model that can be run.
+
+    ``alone``: of a split model this one file.
+    """
     with bar() as progress:
-        return open_container(find(model, progress=progress))
+        return open_container(find(model, progress=progress), alone=alone)
 
 
 def container_of(container: Container) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def convert(source: str | Path, target: str | Path, *, to: str | None = None, tr
     demand_apart(source, target)
     demand_vacant(target, form, force=force)
     before = opened(source)
+    for part in before.container.parts:
+        demand_apart(part, target)
     before.container.verify(progress)
     written = unfinished(target)
     try:
