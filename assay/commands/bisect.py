@@ -23,7 +23,9 @@ from assay.commands.comparison import (
     Runs,
     comparing,
     demand_all_free,
+    doubts_of,
     exit_code,
+    in_doubt,
     other_samples_reported,
     say_verdict,
     write_junit,
@@ -72,19 +74,23 @@ def command(
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None
     cases = stage_cases(finding, found.floor if found else {}, verdict)
+    verdict = in_doubt(verdict, judged, chat)
     write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
         wrong = [] if not finding else [
             {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.own[key]._asdict()}
             for key in finding.wrong
         ]  # fmt: skip
-        said = {"verdict": verdict, "wrong": wrong, "candidate_forwards": finding.forwards if finding else 0,
+        said = {"verdict": verdict, "warnings": judged.file.warnings, "wrong": wrong,
+                "candidate_forwards": finding.forwards if finding else 0,
                 "logits_before": finding.logits_before if finding else None,
                 "logits_restored": finding.logits_restored if finding else None,
                 "minified": str(minify) if shown else None}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     elif finding is None:
         say_verdict(verdict, NO_FLOOR)
+    elif verdict == Verdict.DOUBTFUL:
+        say_verdict(verdict, doubts_of(judged))
     elif not finding.wrong:
         say_verdict(verdict, f": every stage's own error is within the floor ({finding.ratio:.2f} at most)")
     else:

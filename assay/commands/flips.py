@@ -23,9 +23,11 @@ from assay.commands.comparison import (
     caveat,
     comparing,
     demand_all_free,
+    doubts_of,
     exit_code,
     flips_line,
     flips_of,
+    in_doubt,
     other_samples_reported,
     say_verdict,
     write_junit,
@@ -66,7 +68,8 @@ def command(
     http://127.0.0.1:8000/v1 (its key: environment variable ASSAY_API_KEY), of which --arith declares ggml or f32: what
     cannot be seen from outside. With --free the candidate's own generation after the prompt is compared with what the
     truth writes, too; after each difference it goes on from the truth's text. Exit code 0: every flip was predicted,
-    and there are as many as expected; 8: not so; 10: no floor.
+    and there are as many as expected; 8: not so; 10: no floor, or a chat that the file
+    leaves in doubt.
     """
     demand_all_free(junit, force=force)
     with (other_samples_reported(junit, force=force),
@@ -89,11 +92,12 @@ def command(
         cases.append(token_case(of_writing, writing_line(as_facts(judged, written)), "writing by itself"))
         if verdict.green and not of_writing.green:
             verdict = of_writing
+    verdict = in_doubt(verdict, judged, chat)
     write_junit(junit, cases, judged, verdict, force=force)
-    doubtful = in_doubt(judged, sample, positions)
+    doubtful = close_calls(judged, sample, positions)
     if as_json:
-        said = {"verdict": verdict, "candidate": judged.candidate.fingerprint(), **counted._asdict(),
-                "statistics": statistics(positions.divergence),
+        said = {"verdict": verdict, "warnings": judged.file.warnings, "candidate": judged.candidate.fingerprint(),
+                **counted._asdict(), "statistics": statistics(positions.divergence),
                 "free_run": as_facts(judged, written) if written else None, "positions_in_doubt": doubtful,
                 "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
@@ -108,11 +112,12 @@ def command(
         faults = faults_of(counted)
         if written:
             faults += [f"{fault} when writing by itself" for fault in faults_of(written)]
-        say_verdict(verdict, f": {'; '.join(faults)}" if faults else "")
+        doubt = doubts_of(judged) if verdict == Verdict.DOUBTFUL else ""
+        say_verdict(verdict, f": {'; '.join(faults)}" if faults else doubt)
     raise typer.Exit(exit_code(verdict))
 
 
-def in_doubt(judged: Arms, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
+def close_calls(judged: Arms, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
     """The positions that flipped, or that the floor could have flipped, most probable first."""
     doubtful = np.flatnonzero(positions.flipped | (positions.probability >= EXPLAINED))
     decode = judged.truth.tokenizer.decode

@@ -106,4 +106,5 @@ def error_of(error: AssayError) -> dict[str, str]:
 
 def model_of(file: Any) -> dict[str, Any]:
     """The ``model`` object of every command's JSON."""
-    return {"path": str(file.path), "format": file.format, "architecture": file.architecture, "name": file.name}
+    return {"path": str(file.path), "format": file.format, "architecture": file.architecture, "name": file.name,
+            "warnings": list(file.warnings)}  # fmt: skip
