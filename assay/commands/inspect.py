@@ -157,7 +157,7 @@ def show_facts(container: Container, file: ModelFile | None, facts: dict[str, An
         if section in ("metadata", "refusal", "warnings"):  # printed apart
             continue
         for name, value in (values if isinstance(values, dict) else {section: values}).items():
-            if name == "sections":
+            if name in ("sections", "warnings"):
                 continue
             shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
             if name == "chat_template" and isinstance(value, str):

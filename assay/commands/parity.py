@@ -35,6 +35,7 @@ from assay.commands.comparison import (
 )
 from assay.commands.dumped import comparing_dump
 from assay.formats.contract.config import STAGES
+from assay.formats.qwen2.doubts import MARKER
 from assay.formats.system.atomic_file import replacing
 from assay.judging.dumps import has_logits, judge_dump
 from assay.judging.engines_under_test import Arms
@@ -90,6 +91,7 @@ def command(
         # Tokens of logits that are no numbers, or were not dumped: nothing to count.
         positions = judge_flips(judged, sample, path, runs, progress) if numbers else None
     if dump is not None:
+        chat = chat or MARKER.search(judged.candidate.sample.text or "") is not None
         path = "dump" if judged.candidate.weights else UNNAMED
     counted = account(positions) if positions is not None else None
     verdict = in_doubt(overall(found, counted), judged, chat)

@@ -84,6 +84,14 @@ def test_without_a_chat_the_verdict_stands(doubtful: str, command: str) -> None:
     assert outcome.code == 0 and warned(outcome)
 
 
+def test_a_dump_of_a_chat_is_one_too(doubtful: str, tmp_path: Path) -> None:
+    """Whether or not --chat is given once more."""
+    for name, chat, code in (("chat", ["--chat"], UNDECIDED), ("raw", [], 0)):
+        folder = str(tmp_path / name)
+        assert assay("trace", "x y", *chat, "-m", doubtful, "--engine", "reference", "--out", folder).code == 0
+        assert assay("parity", "-m", doubtful, "--dump", folder, "--runs", "2").code == code
+
+
 def test_the_page_says_it(doubtful: str, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert assay("parity", "-m", doubtful, *ORACLE, "--report", str(page)).code == UNDECIDED
