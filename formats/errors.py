@@ -15,7 +15,7 @@ may reach a user: an ``IndexError`` or a ``MemoryError`` from hostile input is a
     7     NumericError     an engine produced a value that is not a number
     8     -                no error: the two things that were compared differ (``DIFFERENT``)
     9     SampleError      two engines were not shown the same sample, so nothing was compared
-    10    -                no error: no verdict, for want of a floor (``UNDECIDED``)
+    10    -                no error: no verdict, for want of a floor or as the file is in doubt (``UNDECIDED``)
     130   -                interrupted (Ctrl-C)
     129   -                told to end by SIGHUP, as 143 by SIGTERM: 128 + the signal's number
 """

@@ -30,6 +30,7 @@ from assay.formats.qwen2 import from_apr as apr_qwen2
 from assay.formats.qwen2 import from_gguf as gguf_qwen2
 from assay.formats.qwen2 import from_hf as hf_qwen2
 from assay.formats.qwen2.description import ARCHITECTURE, Qwen2
+from assay.formats.qwen2.doubts import chat_doubts, doubts
 from assay.formats.qwen2.token_bound import least_tokens
 from assay.formats.system.atomic_file import sha256_of_files
 
@@ -115,8 +116,11 @@ class ModelFile:
     release: Callable[[], None] = field(repr=False)
     """Gives the memory of file pages that were read back to the system; they are read again when needed."""
     warnings: tuple[str, ...] = ()
+    """What a user must know who goes on with it, one line each; ``chat_doubts`` among them."""
+    chat_doubts: tuple[str, ...] = ()
+    """Why a chat with it is not what the model was trained for; empty if nothing is known."""
     files: tuple[Path, ...] = ()
-    """The files that hold it: one, unless it is a folder."""
+    """The files that hold it: one, unless it is a folder or split."""
 
     @cached_property
     def sha256(self) -> str:
@@ -179,6 +183,7 @@ def model_in(container: Container) -> ModelFile:
     model = described(container)
     tensors = {name: tensor_of(container, info, name) for name, info in model.tensors.items()}
     check_tensors(tensors, model.config, where=str(container.path))
+    of_chats = tuple(chat_doubts(model.vocabulary, model.chat_template))
     return ModelFile(
         path=container.path,
         format=container.format,
@@ -191,7 +196,8 @@ def model_in(container: Container) -> ModelFile:
         metadata=container.metadata,
         size=container.size,
         release=container.release,
-        warnings=(*container.warnings, *model.warnings),
+        warnings=(*container.warnings, *model.warnings, *doubts(model.config, model.vocabulary), *of_chats),
+        chat_doubts=of_chats,
         files=container.parts,
     )
 

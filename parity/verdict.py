@@ -6,6 +6,8 @@
     BUG                a stage computes something that no declared rounding explains; its site is given
     REFERENCE-SUSPECT  the oracle is further from the truth than the candidate is, beyond the floor
     UNCALIBRATED       there is no floor, so no number means anything
+    DOUBTFUL           nothing is wrong but the sample: the file does not let both sides read what the model was
+                       trained with
     SKIPPED            the comparison did not take place
 
 Only the first three are green.
@@ -33,6 +35,7 @@ class Verdict(StrEnum):
     BUG = "BUG"
     REFERENCE_SUSPECT = "REFERENCE-SUSPECT"
     UNCALIBRATED = "UNCALIBRATED"
+    DOUBTFUL = "DOUBTFUL"
     SKIPPED = "SKIPPED"
 
     @property

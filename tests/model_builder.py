@@ -6,6 +6,7 @@ f16 numbers are chosen so that the decoded weights have mean about 0 and the sta
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,14 +139,14 @@ def metadata_of(shape: Shape) -> dict[str, Any]:
 
 
 def build(path: Path, shape: Shape | None = None, *, metadata: Mapping[str, Any] | None = None,
-          tensors: Mapping[str, Stored | None] | None = None, seed: int = 0) -> Path:  # fmt: skip
-    """Write a model file and return its path.
+          tensors: Mapping[str, Stored | None] | None = None, seed: int = 0, split: int = 0) -> Path:  # fmt: skip
+    """Write a model file and return its path; with ``split`` files of so many tensors each, and the first one's path.
 
     ``metadata`` and ``tensors`` replace or add what the shape implies; None leaves it out. A metadata value
     may be a pair (value, type) to state its type, or for a list that of its items.
     """
     shape = shape or Shape()
-    writer = gguf.GGUFWriter(path, "qwen2")
+    writer = gguf.GGUFWriter(path, "qwen2", split_max_tensors=split)
     writer.kv_data[0].clear()  # the writer states the architecture unasked
     for key, value in {**metadata_of(shape), **(metadata or {})}.items():
         if value is None:
@@ -162,4 +163,4 @@ def build(path: Path, shape: Shape | None = None, *, metadata: Mapping[str, Any]
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return next(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-*.gguf")) if split else path

@@ -142,8 +142,8 @@ def test_a_template_is_known_by_what_jinja_reads(template, change):
     lambda text: text.replace("<|im_end|>\\n", "<|im_end|>\\r\\n"),  # an escape in a Jinja string: that it does see
 ], ids=["three at the end", "a blank", "CRLF in a string"])  # fmt: skip
 def test_a_template_that_renders_otherwise_is_not_known(change):
-    messages, options = CONVERSATIONS["content and call"], {"tools": TOOLS}
-    assert jinja(messages, change(TEMPLATE), **options) != jinja(messages, **options)
+    messages = CONVERSATIONS["content and call"]
+    assert jinja(messages, change(TEMPLATE), tools=TOOLS) != jinja(messages, tools=TOOLS)
     assert not oracle_knows(change(TEMPLATE))
     with pytest.raises(TemplateError, match="does not know"):
         assay.reference.chat.render([user("Hi")], change(TEMPLATE))

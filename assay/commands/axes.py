@@ -29,7 +29,8 @@ def command(
     """Judge every combination of prompt (raw, chat, chat with forced ids), container (GGUF, APR), engine with its
     arithmetic, and path (stages, prefill, decode, long text, generate, batch), and name the axis that is to blame.
 
-    Exit code 0: every cell is green; 8: one is not; 10: no cell failed, but some have no floor.
+    Exit code 0: every cell is green; 8: one is not; 10: no cell failed, but some have no floor, or are
+    of chats that the file leaves in doubt.
     """
     names = [name.strip() for name in engines.split(",")]
     for name in names:
@@ -39,11 +40,12 @@ def command(
     if not prompt:
         raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or none at all")
     with bar() as progress:
-        cells, missing = run(options.open_file(model), short=prompt, names=names, runs=runs, progress=progress)
+        file = options.open_file(model)
+        cells, missing = run(file, short=prompt, names=names, runs=runs, progress=progress)
     blame = attribute([(cell.levels, cell.failed) for cell in cells])
-    undecided = any(cell.verdict == Verdict.UNCALIBRATED for cell in cells)
+    undecided = any(cell.verdict in (Verdict.UNCALIBRATED, Verdict.DOUBTFUL) for cell in cells)
     if as_json:
-        said = {"green": not blame and not undecided, "blame": blame, "missing": missing,
+        said = {"green": not blame and not undecided, "blame": blame, "missing": missing, "warnings": file.warnings,
                 "cells": [{**cell.levels, "verdict": cell.verdict, "note": cell.note, "expected": cell.expected,
                            "observed": cell.observed} for cell in cells]}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
@@ -68,7 +70,8 @@ def show(cells: Sequence[Cell], blame: Sequence[dict[str, str]], missing: str) -
         tables.line(f"{', '.join(cell.levels.values())}: {cell.verdict} {cell.note}")
     failed = sum(cell.failed for cell in cells)
     if not blame:
-        tables.line((f"all {len(cells)} cells are green" if all_green(cells) else "no cell failed; some have no floor",
+        doubt = next((f"; {cell.note}" for cell in cells if cell.verdict == Verdict.DOUBTFUL), "; some have no floor")
+        tables.line((f"all {len(cells)} cells are green" if all_green(cells) else f"no cell failed{doubt}",
                      "green" if all_green(cells) else "bold red"))  # fmt: skip
     else:
         where = "; or ".join(", ".join(f"{axis} = {level}" for axis, level in one.items()) or "everywhere"

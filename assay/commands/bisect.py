@@ -24,7 +24,9 @@ from assay.commands.comparison import (
     comparing,
     demand_all_free,
     demand_not_read,
+    doubts_of,
     exit_code,
+    in_doubt,
     other_samples_reported,
     say_verdict,
     write_junit,
@@ -75,33 +77,37 @@ def command(
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None
     cases = stage_cases(finding, found.floor if found else {}, verdict)
+    verdict = in_doubt(verdict, judged, chat)
     write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
-        said = facts(finding, verdict) | {"minified": str(minify) if shown else None}
+        said = facts(judged, finding, verdict) | {"minified": str(minify) if shown else None}
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(finding, verdict)
+        show(judged, finding, verdict)
     if minify is not None and not as_json:
         tables.line(f"wrote {minify} and {arrays_of(minify)}: run the script" if shown else
                     f"no stage is known to be wrong, so {minify} was not written")  # fmt: skip
     raise typer.Exit(exit_code(verdict))
 
 
-def facts(finding: Finding | None, verdict: Verdict) -> dict[str, Any]:
+def facts(judged: UnderTest, finding: Finding | None, verdict: Verdict) -> dict[str, Any]:
     """The ``--json`` object."""
     wrong = [] if not finding else [
         {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key]._asdict()}
         for key in finding.wrong
     ]  # fmt: skip
-    return {"verdict": verdict, "wrong": wrong, "candidate_forwards": finding.forwards if finding else 0,
+    return {"verdict": verdict, "warnings": judged.file.warnings, "wrong": wrong,
+            "candidate_forwards": finding.forwards if finding else 0,
             "logits_before": finding.logits_before if finding else None,
             "logits_restored": finding.logits_restored if finding else None}  # fmt: skip
 
 
-def show(finding: Finding | None, verdict: Verdict) -> None:
+def show(judged: UnderTest, finding: Finding | None, verdict: Verdict) -> None:
     """The table of wrong stages, and what transplanting the truth there does; or the verdict, if there are none."""
     if finding is None:
         say_verdict(verdict, NO_FLOOR)
+    elif verdict == Verdict.DOUBTFUL:
+        say_verdict(verdict, doubts_of(judged))
     elif not finding.wrong:
         say_verdict(verdict, f": every stage's local error is within the floor ({finding.ratio:.2f} at most)")
     else:

@@ -71,6 +71,19 @@ def exit_code(verdict: Verdict) -> int:
     return DIFFERENT if verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT) else UNDECIDED
 
 
+def in_doubt(verdict: Verdict, judged: UnderTest, chat: bool) -> Verdict:
+    """``verdict``; DOUBTFUL in a green one's place if it is on a chat, and the file leaves chats in doubt.
+
+    The engines agree, but on ids that the model was not trained with: that says nothing about its chats.
+    """
+    return Verdict.DOUBTFUL if verdict.green and chat and judged.file.chat_doubts else verdict
+
+
+def doubts_of(judged: UnderTest) -> str:
+    """What follows DOUBTFUL."""
+    return f": both sides read the same, and no fault was found, but {'; '.join(judged.file.chat_doubts)}"
+
+
 def caveat(fingerprint: dict[str, Any]) -> str | None:
     """What the verdict on an engine takes on trust; None where nothing: the weights are those of the file."""
     if fingerprint.get("weights") != "unknown":
@@ -134,6 +147,9 @@ def write_junit(path: Path | None, cases: Sequence[Case], judged: UnderTest, ver
                     for key, value in getattr(judged, role).fingerprint().items()}  # fmt: skip
     properties = {"command": as_typed(), "verdict": verdict, "model": str(judged.file.path),
                   "model.sha256": judged.file.sha256, **fingerprints}  # fmt: skip
+    properties |= {f"model.warning.{i}": warning for i, warning in enumerate(judged.file.warnings, 1)}
+    if verdict == Verdict.DOUBTFUL:
+        cases = [Case("sample", "chat", Outcome.ERROR, f"{verdict}{doubts_of(judged)}"), *cases]
     with replacing(path, force=force) as file:
         file.write(junit(f"assay {sys.argv[1]}", cases, properties))
 

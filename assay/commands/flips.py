@@ -24,9 +24,11 @@ from assay.commands.comparison import (
     comparing,
     demand_all_free,
     demand_not_read,
+    doubts_of,
     exit_code,
     flips_line,
     flips_of,
+    in_doubt,
     other_samples_reported,
     say_verdict,
     write_junit,
@@ -67,7 +69,8 @@ def command(
     http://127.0.0.1:8000/v1 (its key: environment variable ASSAY_API_KEY), of which --arith declares ggml or f32: what
     cannot be seen from outside. With --free the candidate's own generation after the prompt is compared with what the
     truth writes, too; after each difference it goes on from the truth's text. Exit code 0: every flip was predicted,
-    and there are as many as expected; 8: not so; 10: no floor.
+    and there are as many as expected; 8: not so; 10: no floor, or a chat that the file
+    leaves in doubt.
     """
     demand_all_free(junit, force=force)
     with (other_samples_reported(junit, force=force),
@@ -91,26 +94,28 @@ def command(
         cases.append(token_case(of_writing, writing_line(as_facts(judged, written)), "writing by itself"))
         if verdict.green and not of_writing.green:
             verdict = of_writing
+    verdict = in_doubt(verdict, judged, chat)
     write_junit(junit, cases, judged, verdict, force=force)
     said = facts(judged, sample, positions, counted, written, verdict)
     if as_json:
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(said, counted, written)
+        show(judged, said, counted, written)
     raise typer.Exit(exit_code(verdict))
 
 
 def facts(judged: UnderTest, ids: list[int], positions: Positions, counted: Account, written: FreeRun | None,
           verdict: Verdict) -> dict[str, Any]:  # fmt: skip
     """The ``--json`` object."""
-    return {"verdict": verdict, "candidate": judged.candidate.fingerprint(), **counted._asdict(),
+    return {"verdict": verdict, "warnings": judged.file.warnings, "candidate": judged.candidate.fingerprint(),
+            **counted._asdict(),
             "statistics": statistics(positions.divergence),
             "free_run": as_facts(judged, written) if written else None,
-            "positions_in_doubt": in_doubt(judged, ids, positions),
+            "positions_in_doubt": close_calls(judged, ids, positions),
             "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
 
 
-def show(said: dict[str, Any], counted: Account, written: FreeRun | None) -> None:
+def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: FreeRun | None) -> None:
     """What ``--json`` says, for people: the tokens in doubt, the counts, and the verdict with its reasons."""
     show_doubtful(said["positions_in_doubt"])
     tables.line(flips_line(counted))
@@ -121,10 +126,11 @@ def show(said: dict[str, Any], counted: Account, written: FreeRun | None) -> Non
         faults += [f"{fault} when writing by itself" for fault in faults_of(written)]
     if taken_on_trust := caveat(said["candidate"]):
         tables.line(taken_on_trust)
-    say_verdict(said["verdict"], f": {'; '.join(faults)}" if faults else "")
+    doubt = doubts_of(judged) if said["verdict"] == Verdict.DOUBTFUL else ""
+    say_verdict(said["verdict"], f": {'; '.join(faults)}" if faults else doubt)
 
 
-def in_doubt(judged: UnderTest, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
+def close_calls(judged: UnderTest, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
     """The positions that flipped, or that the floor could have flipped, most probable first."""
     doubtful = np.flatnonzero(positions.flipped | (positions.probability >= EXPLAINED))
     decode = judged.truth.tokenizer.decode

@@ -36,9 +36,10 @@ def command(
 ) -> None:
     """Dump bytes with the name and the meaning of each field: header, metadata, tensor infos, and blocks of a tensor.
 
-    Below a block stand the values it decodes to, group by group. e5..8 are elements 5 to 8 of the block.
+    Below a block stand the values it decodes to, group by group. e5..8 are elements 5 to 8 of the block. Of a split
+    GGUF it is the one file that you name.
     """
-    container = options.open_any(model)
+    container = options.open_any(model, alone=True)
     start, stop = window(container, tensor, block, offset, length)
     found = list(spans(container, start, stop))
     if as_json:

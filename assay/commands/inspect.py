@@ -108,9 +108,11 @@ def model_facts(container: Container, file: ModelFile | None) -> dict[str, Any]:
 def container_facts(container: Container) -> dict[str, Any]:
     """Header, alignment, and the byte ranges of all sections; ``stop`` is the byte after the last."""
     version = {"version": container.version, "alignment": container.alignment} if isinstance(container, GGUF) else {}
+    files = {"files": [part.name for part in container.parts]} if len(container.parts) > 1 else {}
     return {
         "format": container.format,
         **version,
+        **files,
         "metadata_keys": len(container.metadata),
         "sections": [{"name": s.name, "start": s.start, "stop": s.stop} for s in gathered(container)],
     }
@@ -155,7 +157,7 @@ def show_facts(container: Container, file: ModelFile | None, facts: dict[str, An
         if section in ("metadata", "refusal", "warnings"):  # printed apart
             continue
         for name, value in (values if isinstance(values, dict) else {section: values}).items():
-            if name == "sections":
+            if name in ("sections", "warnings"):
                 continue
             shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
             if name == "chat_template" and isinstance(value, str):

@@ -95,10 +95,13 @@ def open_file(model: str) -> Any:
     return file
 
 
-def open_any(model: str) -> Container:
-    """Find and open a file of tensors of any format, whether or not it is a model that can be run."""
+def open_any(model: str, *, alone: bool = False) -> Container:
+    """Find and open a file of tensors of any format, whether or not it is a model that can be run.
+
+    ``alone``: of a split model this one file.
+    """
     with bar() as progress:
-        return open_container(find(model, progress=progress))
+        return open_container(find(model, progress=progress), alone=alone)
 
 
 def container_of(container: Container) -> dict[str, Any]:
@@ -123,4 +126,5 @@ def error_of(error: AssayError) -> dict[str, str]:
 
 def model_of(file: Any) -> dict[str, Any]:
     """The ``model`` object of every command's JSON."""
-    return {"path": str(file.path), "format": file.format, "architecture": file.architecture, "name": file.name}
+    return {"path": str(file.path), "format": file.format, "architecture": file.architecture, "name": file.name,
+            "warnings": list(file.warnings)}  # fmt: skip

@@ -25,15 +25,18 @@ from assay.commands.comparison import (
     comparing,
     demand_all_free,
     demand_not_read,
+    doubts_of,
     exit_code,
     flips_line,
     flips_of,
+    in_doubt,
     other_samples_reported,
     say_verdict,
     write_junit,
 )
 from assay.commands.dumped import comparing_dump
 from assay.formats.contract.config import STAGES
+from assay.formats.qwen2.doubts import MARKER
 from assay.formats.system.atomic_file import replacing
 from assay.judging.dumps import has_logits, judge_dump
 from assay.judging.engines_under_test import UnderTest
@@ -73,7 +76,8 @@ def command(
     Every stage of every layer is fed with the truth, and its local error held against the error that the declared
     arithmetic has anyway (the floor, from noisy runs of the oracle). Then every token: how probable a flip was,
     and whether it came. With --dump no engine is run: the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL,
-    NOISE or DRIFT; 8: BUG or REFERENCE-SUSPECT; 9: the two sides did not read the same; 10: no floor, no verdict.
+    NOISE or DRIFT; 8: BUG or REFERENCE-SUSPECT; 9: the two sides did not read the same; 10: no verdict, as there is no
+    floor, or a chat is judged that the file leaves in doubt.
     """
     demand_all_free(report, junit, force=force)
     asked = (prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type)
@@ -89,9 +93,10 @@ def command(
         # Tokens of logits that are not numbers, or were not dumped: nothing to count.
         positions = judge_flips(judged, sample, path, runs, progress) if numbers else None
     if dump is not None:
+        chat = chat or MARKER.search(judged.candidate.sample.text or "") is not None
         path = "dump" if judged.candidate.weights else UNNAMED
     counted = account(positions) if positions is not None else None
-    verdict = overall(found, counted)
+    verdict = in_doubt(overall(found, counted), judged, chat)
     if report is not None:
         with replacing(report, force=force) as file:
             file.write(as_page(judged, sample, found, positions, counted, verdict).encode())
@@ -99,7 +104,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(tables.finite(facts(judged, found, counted, verdict, path)), ensure_ascii=False))
     else:
-        show(found, counted, verdict, path)
+        show(judged, found, counted, verdict, path)
     raise typer.Exit(exit_code(verdict))
 
 
@@ -160,14 +165,15 @@ def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, pos
              found.finding.accumulated[stage, layer].relative_l2, found.finding.accumulated[stage, layer].std_ratio)
         for (stage, layer), one in found.finding.local.items()
     ]  # fmt: skip
-    decided = verdict not in (Verdict.UNCALIBRATED, Verdict.SKIPPED)
+    decided = verdict not in (Verdict.UNCALIBRATED, Verdict.DOUBTFUL, Verdict.SKIPPED)
     return page(
         title=f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}",
         verdict=verdict,
         green=verdict.green if decided else None,
-        reason=reason(found, counted, verdict).removeprefix(":").strip() if found else "no arithmetic is declared",
+        reason=reason(judged, found, counted, verdict).removeprefix(": ") if found else "no arithmetic is declared",
         command=as_typed(),
         facts={"file": str(judged.file.path), "SHA-256": judged.file.sha256}
+        | {f"warning {i}": warning for i, warning in enumerate(judged.file.warnings, 1)}
         | {f"candidate: {key}": str(value) for key, value in fingerprint.items()}
         | {f"oracle: {key}": str(value) for key, value in judged.oracle.fingerprint().items()},
         cells=cells,
@@ -177,7 +183,8 @@ def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, pos
     )
 
 
-def show(found: StageReport | None, counted: Account | None, verdict: Verdict, path: str) -> None:
+def show(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
+         path: str) -> None:  # fmt: skip
     """The table of stages, the flips, and the verdict with its site or its source."""
     if found is None:
         say_verdict(verdict, NO_FLOOR + (DECLARE if path == UNNAMED else ""))
@@ -201,11 +208,13 @@ def show(found: StageReport | None, counted: Account | None, verdict: Verdict, p
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
     if counted:
         tables.line(flips_line(counted))
-    say_verdict(verdict, reason(found, counted, verdict))
+    say_verdict(verdict, reason(judged, found, counted, verdict))
 
 
-def reason(found: StageReport, counted: Account | None, verdict: Verdict) -> str:
+def reason(judged: UnderTest, found: StageReport, counted: Account | None, verdict: Verdict) -> str:
     """What follows the verdict's name."""
+    if verdict == Verdict.DOUBTFUL:
+        return doubts_of(judged)
     if found.finding.site is not None:
         more = f", and at {len(found.finding.wrong) - 1} more" if len(found.finding.wrong) > 1 else ""
         return f" at {place(*found.finding.site)}: its local error is {found.finding.ratio:.3g} floors{more}"

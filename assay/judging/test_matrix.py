@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def failed(self) -> bool:
-        """Whether something is wrong there; UNCALIBRATED is not known to be."""
+        """Whether something is wrong there; UNCALIBRATED and DOUBTFUL are not known to be."""
         return self.verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT, OTHER_SAMPLE)
 
 
@@ -106,11 +106,14 @@ def judged(way: Way, under_test: UnderTest, prompt: str, text: str, runs: int, l
     """One cell; a candidate that reads something else, or computes no numbers, is a finding, not an error."""
     try:
         ids = sample(under_test, prompt, text)
-        return way(under_test, ids, runs, levels)
+        cell = way(under_test, ids, runs, levels)
     except SampleError as error:
         return Cell(levels, OTHER_SAMPLE, f"{error.where}: {error.what}")
     except NumericError as error:
         return Cell(levels, Verdict.BUG, error.what)
+    if prompt != "raw" and under_test.file.chat_doubts and Verdict(cell.verdict).green:
+        return replace(cell, verdict=Verdict.DOUBTFUL, note=under_test.file.chat_doubts[0])
+    return cell
 
 
 def sample(under_test: UnderTest, prompt: str, text: str) -> list[int]:

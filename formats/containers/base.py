@@ -73,8 +73,13 @@ class Container:
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        """The files that hold it: one, unless the format is a folder."""
+        """The files that hold it: one, unless it is a folder or split."""
         return (self.path,)
+
+    @property
+    def members(self) -> tuple[Container, ...]:
+        """The containers, of a file each, that it is made of: itself, unless it is several."""
+        return (self,)
 
     def raw(self, name: str) -> np.ndarray:
         """A tensor's stored bytes: u8 [nbytes], a read-only view of the map, no copy.
@@ -116,8 +121,9 @@ class Container:
 
     def release(self) -> None:
         """Let go of the pages of the file that were read: memory is given back, and read again when needed."""
-        if self.map is not None:
-            self.map.madvise(mmap.MADV_DONTNEED)
+        for member in self.members:
+            if member.map is not None:
+                member.map.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,12 @@ class HFFolder(Container):
     def parts(self) -> tuple[Path, ...]:
         return self.files
 
+    @property
+    def members(self) -> tuple[Container, ...]:
+        return tuple(self.shards.values())
+
     def raw(self, name: str) -> np.ndarray:
         return self.shard_of.get(name, next(iter(self.shards.values()))).raw(name)
-
-    def release(self) -> None:
-        for shard in self.shards.values():
-            shard.release()
 
 
 def open_folder(path: Path) -> HFFolder:
@@ -156,5 +156,5 @@ def read_text(path: Path, most: int) -> str:
 def no_model(path: Path, detail: str) -> FormatError:
     """The error for a folder without a model; it names a model file that is in the folder."""
     file = next(iter(sorted([*path.glob("*.gguf"), *path.glob("*.apr")])), None)
-    remedy = f"Give {shown(file.name)}, which is in it." if file else "Give a model file or a Hugging Face folder."
+    remedy = f"Give {shown(file.name)}, which is in it." if file else "Give a model file, or a Hugging Face folder."
     return FormatError("no-model", f"{detail}, so this folder holds no model", path=path, field="path", remedy=remedy)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from assay.formats.containers.apr import Apr
 from assay.formats.containers.base import Container
 from assay.formats.containers.gguf import GGUF
+from assay.formats.containers.gguf_split import SplitGGUF
 from assay.formats.containers.hf_folder import HFFolder
 from assay.formats.inspection.byte_map_apr import apr_fields, apr_footer, apr_marks
 from assay.formats.inspection.byte_map_gguf import gguf_fields, gguf_marks
@@ -40,11 +41,11 @@ class Section:
 def sections(container: Container) -> list[Section]:
     """The whole file from 0 to its end. Tensors that follow one another are one section of ``tensor data``.
 
-    Of a folder: its files, as if they lay one after the other.
+    Of a folder or a split file: its files, as if they lay one after the other.
     """
     found: list[Section] = []
-    if isinstance(container, HFFolder):
-        for file in container.files:
+    if isinstance(container, HFFolder | SplitGGUF):
+        for file in container.parts:
             start = found[-1].stop if found else 0
             found.append(Section(file.name, start, start + file.stat().st_size))
         return found

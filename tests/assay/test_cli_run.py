@@ -24,7 +24,7 @@ def test_json_has_the_promised_keys() -> None:
     said = oracle(PROMPT)
     promised = {"model", "engine", "arith", "prompt", "prompt_ids", "ids", "text", "finish_reason", "margins"}
     assert set(said) == promised | {"timings", "fingerprint", "sampling", "stopped_by", "logprobs"}
-    assert list(said["model"]) == ["path", "format", "architecture", "name"]
+    assert list(said["model"]) == ["path", "format", "architecture", "name", "warnings"]
     assert list(said["timings"]) == ["open_s", "compile_s", "prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"]
     assert said["model"]["path"] == str(BUILTIN)
     assert (said["model"]["format"], said["model"]["architecture"]) == ("gguf", "qwen2")

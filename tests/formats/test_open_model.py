@@ -24,7 +24,7 @@ HOSTILE_METADATA: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "architecture missing": ({"general.architecture": None}, FormatError, "general.architecture"),
     "architecture other": ({"general.architecture": "llama"}, ModelError, "'llama'"),
     "architecture near": ({"general.architecture": "qwen2moe"}, ModelError, "'qwen2moe'"),
-    "shard": ({"split.count": 3}, ModelError, "shard"),
+    "shard": ({"split.count": 3}, FormatError, "file 0 of 3"),
     "no layers": ({"qwen2.block_count": 0}, ModelError, "qwen2.block_count = 0"),
     "2**31 layers": ({"qwen2.block_count": 2**31}, ModelError, "qwen2.block_count = 2147483648"),
     "layers as text": ({"qwen2.block_count": "1"}, FormatError, "qwen2.block_count"),

@@ -9,9 +9,8 @@ from assay.formats.containers.base import Container
 from assay.formats.contract.config import tensor_shapes
 from assay.formats.inspection.checks.check import Check, judged, skipped
 from assay.formats.qwen2.description import Qwen2
+from assay.formats.qwen2.doubts import LEAST_THETA, SHORT_CONTEXT, lost_theta
 
-LEAST_THETA = 1e5
-SHORT_CONTEXT = 4096
 EPS = (1e-7, 1e-5)
 CONTEXT = (128, 1 << 20)
 
@@ -49,7 +48,7 @@ def _theta(qwen2: Qwen2) -> Check:
     context, as Qwen2.5-Math and the built-in one, and in what was distilled into the former: DeepSeek-R1-Distill-Qwen
     says so in its config, and claims a long context all the same."""
     theta = qwen2.config.rope_theta
-    low = [f"{theta:g}"] if theta < LEAST_THETA and qwen2.config.context_length > SHORT_CONTEXT else []
+    low = [f"{theta:g}"] if lost_theta(qwen2.config) else []
     distilled = any(word in qwen2.name.lower() for word in ("math", "distill"))
     return judged("model.rope-theta", theta, _LIMITS["model.rope-theta"],
                   "Qwen2 has 1e6; 1e4 is a converter's default, right for ten tokens and wrong from there "

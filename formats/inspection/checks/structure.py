@@ -17,7 +17,8 @@ def checks(container: Container, progress: Progress = quiet) -> Iterator[Check]:
     yield judged("structure.strict", len(container.warnings), "0 oddities",
                  "no current writer makes them; llama.cpp refuses some",
                  warn=container.warnings)  # fmt: skip
-    dirty = [f"{count} of {stop - start} bytes at {start}" for start, stop, count in _dirty_padding(container)]
+    dirty = [f"{count} of {stop - start} bytes at {start}{'' if one is container else f' of {one.path.name}'}"
+             for one in container.members for start, stop, count in _dirty_padding(one)]  # fmt: skip
     yield judged("structure.padding", len(dirty), "all zero",
                  "writers fill gaps with zeros; anything else hides there", warn=dirty)  # fmt: skip
     yield _checksum(container, progress)

@@ -23,8 +23,9 @@ INV_FREQ = "model.layers.{}.self_attn.rotary_emb.inv_freq"
 def built(folder: Path, container: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray] | None = None,
           dtype: str = "F32") -> Path:  # fmt: skip
     """SHAPE as a model of any container, with ``metadata`` and vectors ``tensors``, stored as ``dtype``, beside it."""
+    tensors = tensors or {}
     raw = {name: quants.quantize(values.astype(np.float32), GGMLQuantizationType[dtype])
-           for name, values in (tensors or {}).items()}  # fmt: skip
+           for name, values in tensors.items()}  # fmt: skip
     if container == "gguf":
         return model_builder.build(folder / "m.gguf", SHAPE, metadata=metadata,
                                    tensors={name: (rows, dtype) for name, rows in raw.items()})  # fmt: skip
