@@ -85,6 +85,8 @@ def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: 
             return None
         predicted = arms.ground.prediction(window, declared, runs, seed=i * runs)
         found = PATHS[path](arms.candidate, window)[:, : len(arms.file.vocabulary)]
+        if isinstance(arms.candidate, JudgedPeer):
+            arms.candidate.demand_plain(predicted.exact, found)
         parts.append(flips.observe(predicted, found, window[1:]))
     return flips.joined(parts)
 

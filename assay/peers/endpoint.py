@@ -10,7 +10,6 @@ vocabulary. What stands for none keeps its probability: with all that was not na
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -29,6 +28,7 @@ import numpy as np
 from assay.formats import InputError, ModelFile, SampleError
 from assay.peers.completions import entries_of, message_of, printable, prompt_tokens
 from assay.peers.judged import N_NAMED, JudgedPeer
+from assay.peers.plain_logprobs import REMEDY, demand_logprobs, demand_plain
 
 ARITHS = ("ggml", "f32")
 """What may be declared of an endpoint."""
@@ -44,8 +44,6 @@ LONGEST = 16 << 20
 SHOWN = 300
 """Characters of a server's message."""
 LOCAL = ("localhost", "127.0.0.1", "::1")
-SUM_ERROR = 1e-2
-"""By how much rounded probabilities may add up to more than 1."""
 
 
 def is_address(engine: str) -> bool:
@@ -85,12 +83,10 @@ class Endpoint:
     def named_tokens(self, ids: Sequence[int], n: int) -> list[tuple[int, float]]:
         """The likeliest tokens after ``ids``, at most ``n``, and their log-probabilities.
 
-        Raises SampleError if it read another number of tokens; InputError if it fails, names none, or tokens that the
-        file does not have, or if nobody can tell which one it holds likeliest.
+        Raises SampleError if it read another number of tokens; InputError if it fails, names none, or numbers that are
+        not plain log-probabilities, or tokens that the file does not have, or a likeliest one that nobody can tell.
         """
         entries = self.entries(ids, n)
-        if sum(math.exp(min(logprob, 1.0)) for _, logprob in entries) > 1 + SUM_ERROR:
-            raise self._failed("what it names are no log-probabilities")
         identified = [(self.identify(name), logprob) for name, logprob in entries]
         named = [(token, logprob) for token, logprob in identified if token is not None]
         n_rows = self.file.config.n_vocab
@@ -128,7 +124,7 @@ class Endpoint:
             raise SampleError(f"it read {n_read} tokens where {len(ids)} were sent", where=self.name,
                               remedy="It must take ids, and add none of its own")  # fmt: skip
         self._way = way
-        return found
+        return demand_logprobs(found, len(ids), self.not_plain)
 
     def identify(self, name: int | bytes) -> int | None:
         """The token that a name stands for; None if it could be none or several."""
@@ -191,6 +187,10 @@ class Endpoint:
         said = said.replace(self._key, "(key)") if self._key else said
         return printable(said)[:SHOWN]
 
+    def not_plain(self, evidence: str) -> InputError:
+        """The error for numbers that are processed."""
+        return self._failed(f"these are not plain log-probabilities: {evidence}", REMEDY)
+
     def _failed(self, why: str, remedy: str = "Try it with curl; the address ends with /v1, as a rule") -> InputError:
         """The error for an endpoint that did not answer as it should."""
         return InputError(self._shown(why), where=self.name, remedy=remedy)
@@ -203,6 +203,14 @@ class JudgedEndpoint(JudgedPeer):
         served = printable(endpoint.model or "unknown")[:SHOWN]
         super().__init__(endpoint, endpoint.file, served)  # pyright: ignore[reportArgumentType]
         self.endpoint, self.arith = endpoint, arith
+
+    def demand_plain(self, exact: np.ndarray, found: np.ndarray) -> None:
+        """Raise InputError if what it named, ``found``, is the true logits ``exact``, processed."""
+
+        def show(token: int) -> str:
+            return repr(self.endpoint.bytes_of(token).decode(errors="replace"))
+
+        demand_plain(exact, found, show, self.endpoint.not_plain)
 
     def generate(self, ids: Sequence[int], n: int) -> tuple[list[int], list[float]]:
         """At most ``n`` greedy tokens after ``ids``, up to the first end token, and the margin of each.
