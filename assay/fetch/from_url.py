@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
+from assay import bearer
 from assay.fetch.catalogue import HuggingFace, Url
 from assay.formats import SourceError
 from assay.formats.system.atomic_file import Progress, beside, sha256_of
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18
+TOKEN = "HF_TOKEN"
+"""Environment variable: what Hugging Face knows the user by."""
 
 
 def fetch(source: HuggingFace | Url, final: Path, size: int, progress: Progress) -> str:
-    """Fetch into ``final`` + ``.part`` and return its SHA-256. Raises SourceError, OSError or HTTPException."""
+    """Fetch into ``final`` + ``.part`` and return its SHA-256.
+
+    Raises SourceError, OSError or HTTPException; InputError for a token that must not be sent.
+    """
     url, headers = address_of(source)
     part = beside(final, ".part")
     have, validator = received(final, url)
@@ -36,13 +42,19 @@ def fetch(source: HuggingFace | Url, final: Path, size: int, progress: Progress)
 
 
 def address_of(source: HuggingFace | Url) -> tuple[str, dict[str, str]]:
-    """URL and request headers; ``HF_ENDPOINT`` and ``HF_TOKEN`` are honoured."""
+    """URL and request headers; ``HF_ENDPOINT`` and ``HF_TOKEN`` are honoured.
+
+    Raises InputError for a token that cannot be sent, or that others could read on the way.
+    """
     if isinstance(source, Url):
         return source.url, {}
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    token = "".join(os.environ.get("HF_TOKEN", "").split())
+    token = bearer.key_of_environment(TOKEN)
     url = f"{endpoint}/{source.repo}/resolve/{quote(source.revision, safe='')}/{quote(source.file)}"
-    return url, {"Authorization": f"Bearer {token}"} if token else {}
+    if not token:
+        return url, {}
+    bearer.demand_private(TOKEN, url)
+    return url, {"Authorization": f"Bearer {token}"}
 
 
 def transfer(url: str, headers: dict[str, str], final: Path, have: int, validator: str, size: int,
@@ -58,7 +70,7 @@ def transfer(url: str, headers: dict[str, str], final: Path, have: int, validato
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", validator)
     try:
-        response = urlopen(request, timeout=TIMEOUT)
+        response = bearer.opener(url).open(request, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
         if have and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

