@@ -2,6 +2,11 @@
 
     NAME.part         the bytes received so far
     NAME.part.json    {"url", "validator"}: where they came from, and the ETag or Last-Modified they had
+
+Hugging Face's own package is not used. It is installed anyway (tokenizers needs it: 8 MB, 17 MB with what it needs to
+download) and its import takes 0.2 s, so weight is not the reason. But it keeps files in a cache of its own, tells no
+callback how far it is, and fetches from no other address: all of this file would stay, and a model would come by one of
+two ways. What it does better, Xet's transfers and the token of its login, is no loss for two files that need no token.
 """
 
 from __future__ import annotations

@@ -79,6 +79,8 @@ def test_a_token_is_not_sent_through_a_proxy_to_this_machine(server: Server, off
     monkeypatch.setenv("HF_ENDPOINT", server.address)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     offer(HuggingFace("own/er", "a.gguf"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with started() as proxy:
         monkeypatch.setenv("http_proxy", proxy.address)
         assert quietly()[0].read_bytes() == BODY
