@@ -104,9 +104,11 @@ def statistics(found: Divergence) -> dict[str, float | None]:
     if not known.any() or np.isnan(found_next).any():
         return said
     moved = np.exp(found_next) - np.exp(true_next)
+    with np.errstate(over="ignore"):  # a candidate that rules the text out has an infinite perplexity
+        perplexities = np.exp([-true_next.mean(), -found_next.mean()])
     said |= {
-        "ppl_truth": float(np.exp(-true_next.mean())),
-        "ppl_candidate": float(np.exp(-found_next.mean())),
+        "ppl_truth": float(perplexities[0]),
+        "ppl_candidate": float(perplexities[1]),
         "ln_ppl_ratio": float((true_next - found_next).mean()),
         "ln_ppl_ratio_error": block_bootstrap(true_next - found_next),
         "mean_dp": float(moved.mean()),

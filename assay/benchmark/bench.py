@@ -7,16 +7,21 @@ engines measured alternately, A B A B, in one run: medians, with the extremes be
     decode at N     tokens/s of the 31 steps after the first token, which comes with the prompt of N tokens (1 for 0).
                     The prompt is read in the unmeasured run and stays read, so the engines' steps lie seconds apart
     batch of N      tokens/s, summed over N sequences that are decoded at once: all their steps by the longest time
+
+What was measured is never lost: a benchmark that is stopped (``Stop``), or fails, returns what it has.
 """
 
 from __future__ import annotations
 
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +30,7 @@ import numpy as np
 from assay import peers
 from assay.benchmark.machine import machine, peak_rss, process_age, read_bandwidth, versions
 from assay.engines import decodes_together, generate, generate_batch, load
-from assay.formats import ModelFile
+from assay.formats import AssayError, ModelFile
 from assay.formats.system.progress import quiet
 
 PREFILL = (32, 128, 512, 2048)
@@ -39,6 +44,40 @@ FIRST_PROMPT = 16
 
 Run = Callable[[], tuple[float, float]]
 """One run of a workload by one engine: tokens a second, and seconds it compiled (which do not count)."""
+
+
+class Stop(StrEnum):
+    """What ends a benchmark before all is measured."""
+
+    BUDGET = "the budget is used up"
+    INTERRUPTED = "interrupted"
+    TERMINATED = "terminated"
+    FAILED = "an engine failed"
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+Watch = Callable[[dict[str, Any], dict[str, Any]], None]
+"""Told of a row, and of the facts that are known so far."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """In the block SIGTERM raises Terminated, where it would end the process at once; in the main thread only."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -85,12 +124,18 @@ def workloads_of(file: ModelFile, prefill: Sequence[int], decode_at: Sequence[in
 
 def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith: str | None = None,
           cache_type: str | None = None, peer: str | None = None, rounds: int = 5, opened_s: float = 0.0,
-          report: Callable[[str], None] = quiet) -> dict[str, Any]:  # fmt: skip
+          budget: float | None = None, report: Callable[[str], None] = quiet,
+          watch: Watch = quiet) -> dict[str, Any]:  # fmt: skip
     """Measure ``engine`` on ``file``, alternating with ``peer`` if one is named; everything ready for JSON.
 
     Each workload is run once unmeasured (compiling, warming up), then ``rounds`` times by each engine in turn.
-    ``opened_s`` is what opening the file took before; ``report`` is told of each workload. Raises InputError for an
-    unknown engine, arithmetic or peer, and for a peer that fails.
+    ``opened_s`` is what opening the file took before. When ``budget`` seconds have passed, no further round begins.
+    ``report`` is told of each workload before, ``watch`` after; it gets the facts that are known by then, too.
+
+    Stopped by the budget, Ctrl-C, SIGTERM (``terminable``) or an AssayError once measuring has begun, it returns the
+    whole rounds; ``"stopped"`` says by what (a ``Stop``; None: by nothing), ``"error"`` is the AssayError, and
+    ``"left_out"`` names what was not begun. Raises InputError for an unknown engine, arithmetic or peer, and whatever
+    stops it before.
     """
     if peer:
         peers.require(peer)
@@ -99,28 +144,64 @@ def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith:
     first = generate(model, words(file, FIRST_PROMPT), max_tokens=1)
     first_token = {"since_process_start_s": process_age(), "since_open_s": opened_s + time.perf_counter() - started,
                    "compile_s": first.timings.compile_s, "peak_rss_bytes": peak_rss()}  # fmt: skip
-    rows, rival = measure(model, workloads, engine, peer, rounds, report)
-    facts = {
+    facts: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "engine": model.fingerprint(),
-        "peer": rival,
+        "peer": None,
         "rounds": rounds,
         "load_s": opened_s + model.open_s,
         "first_token": first_token,
+    }
+    end = None if budget is None else started - opened_s + budget
+    rows, stopped = collect(measure(model, workloads, engine, peer, rounds, facts, report), facts, end, watch)
+    facts |= {
         "compile_s": first.timings.compile_s + sum(row["compile_s"] for row in rows),
         "peak_rss_bytes": peak_rss(),
         "file_bytes": file.size,
         "weight_bytes_per_token": bytes_per_token(file),
-        "read_bandwidth_bytes_s": bandwidth_of(engine),  # after the peaks: it takes memory itself
+        # after the peaks: it takes memory itself, and time that somebody who stops us does not have
+        "read_bandwidth_bytes_s": bandwidth_of(engine) if stopped in (None, Stop.BUDGET) else None,
         "batch": "together" if decodes_together(model) else "one after another",
         "results": rows,
     }
     for row in rows:
-        if row["kind"] == "decode":
+        if row["kind"] == "decode" and facts["read_bandwidth_bytes_s"]:
             read = row[engine]["median"] * facts["weight_bytes_per_token"]
             row["bandwidth_share"] = read / facts["read_bandwidth_bytes_s"]
-    return facts
+    measured = {row["name"] for row in rows}
+    left_out = [{"kind": w.kind, "size": w.size, "name": w.name, "reason": stopped}
+                for w in workloads if w.name not in measured]  # fmt: skip
+    return facts | {"left_out": left_out}
+
+
+def collect(measured: Generator[dict[str, Any], None, None], facts: dict[str, Any], end: float | None,
+            watch: Watch) -> tuple[list[dict[str, Any]], Stop | None]:  # fmt: skip
+    """The rows of ``measure``, each as far as it came, and what stopped it; ``facts`` get ``"stopped"`` in words.
+
+    ``end``: a time of ``perf_counter``.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    stopped, facts["error"] = None, None
+    try:
+        with closing(measured):
+            for row in measured:
+                rows[row["name"]] = row
+                if row["complete"]:
+                    watch(row, facts)
+                if end is not None and time.perf_counter() >= end:
+                    stopped = Stop.BUDGET
+                    break
+    except KeyboardInterrupt:
+        stopped = Stop.INTERRUPTED
+    except Terminated:
+        stopped = Stop.TERMINATED
+    except AssayError as error:
+        if not rows:
+            raise
+        stopped, facts["error"] = Stop.FAILED, error
+    facts["stopped"] = stopped
+    return list(rows.values()), stopped
 
 
 def bandwidth_of(engine: str) -> float:
@@ -134,30 +215,32 @@ def bandwidth_of(engine: str) -> float:
 
 
 def measure(model: Any, workloads: Sequence[Workload], engine: str, peer: str | None, rounds: int,
-            report: Callable[[str], None]) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:  # fmt: skip
-    """One row a workload, and what is known of the peer.
+            facts: dict[str, Any], report: Callable[[str], None]) -> Generator[dict[str, Any], None, None]:  # fmt: skip
+    """The row of each workload after each of its rounds; ``facts["peer"]`` becomes what is known of the peer.
 
     Where a peer reserves its memory, batches get a process of their own: many slots of the longest context would
     take many times as much.
     """
-    rows: list[dict[str, Any]] = []
-    rival: dict[str, Any] | None = None
+    n = 0
     apart = peer is not None and peers.require(peer).reserves
     for _, group in groupby(workloads, key=lambda workload: apart and workload.kind == "batch"):
         some = list(group)
         with beside(model, peer, some) as other:
             if other:
-                rival = rival or first_facts(other, words(model.file, FIRST_PROMPT))
-            for workload in some:
-                report(f"{workload.name} ({len(rows) + 1} of {len(workloads)})")
-                runs: dict[str, Run] = {engine: ours(model, workload)}
+                facts["peer"] = facts["peer"] or first_facts(other, words(model.file, FIRST_PROMPT))
+            try:
+                for workload in some:
+                    n += 1
+                    report(f"{workload.name} ({n} of {len(workloads)})")
+                    runs: dict[str, Run] = {engine: ours(model, workload)}
+                    if other:
+                        runs[other.name] = theirs(other, workload)
+                    for turn, result in enumerate(alternate(runs, rounds), start=1):
+                        yield {"kind": workload.kind, "size": workload.size, "name": workload.name,
+                               "complete": turn == rounds, **result}  # fmt: skip
+            finally:
                 if other:
-                    runs[other.name] = theirs(other, workload)
-                result = alternate(runs, rounds)
-                rows.append({"kind": workload.kind, "size": workload.size, "name": workload.name, **result})
-            if rival and other:
-                rival["peak_rss_bytes"].append(peak_rss(other.process_id))
-    return rows, rival
+                    facts["peer"]["peak_rss_bytes"].append(peak_rss(other.process_id))
 
 
 def first_facts(peer: peers.Peer, prompt: Sequence[int]) -> dict[str, Any]:
@@ -210,8 +293,8 @@ def theirs(peer: peers.Peer, workload: Workload) -> Run:
     return lambda: (peer.generate(workload.prompts, workload.max_tokens, keep=keep)[key], 0.0)
 
 
-def alternate(runs: Mapping[str, Run], rounds: int) -> dict[str, Any]:
-    """Tokens a second of each engine and, of two, the ratio of the first to the second, round by round."""
+def alternate(runs: Mapping[str, Run], rounds: int) -> Iterator[dict[str, Any]]:
+    """After each round: tokens a second of each engine and, of two, the ratio of the first to the second."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     compile_s = 0.0
     for turn in range(rounds + 1):
@@ -220,10 +303,11 @@ def alternate(runs: Mapping[str, Run], rounds: int) -> dict[str, Any]:
             compile_s += compiling
             if turn:
                 speeds[name].append(speed)
-    result: dict[str, Any] = {name: summary(some) for name, some in speeds.items()}
-    if len(speeds) == 2:
-        result["ratio"] = summary([a / b for a, b in zip(*speeds.values(), strict=True)])
-    return {**result, "compile_s": compile_s}
+        if turn:
+            result: dict[str, Any] = {name: summary(some) for name, some in speeds.items()}
+            if len(speeds) == 2:
+                result["ratio"] = summary([a / b for a, b in zip(*speeds.values(), strict=True)])
+            yield {**result, "compile_s": compile_s}
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,26 @@ import typer
 
 from assay import peers
 from assay.benchmark import plot as bench_plot
-from assay.benchmark.bench import BATCH, DECODE_AT, DECODE_TOKENS, MAX_BATCH, PREFILL, bench, workloads_of
-from assay.commands import options
+from assay.benchmark.bench import (
+    BATCH,
+    DECODE_AT,
+    DECODE_TOKENS,
+    MAX_BATCH,
+    PREFILL,
+    Stop,
+    Terminated,
+    bench,
+    terminable,
+    workloads_of,
+)
+from assay.commands import options, tables
 from assay.engines import find
 from assay.formats import InputError
 from assay.formats.system.atomic_file import demand_apart
 from assay.formats.system.progress import quiet
 from assay.progress import bar
+
+EXIT_CODES = {Stop.BUDGET: 0, Stop.INTERRUPTED: 130, Stop.TERMINATED: 143}
 
 
 def command(
@@ -34,15 +48,22 @@ def command(
     batch: Annotated[
         str, typer.Option(help=f"Numbers of sequences to decode at once, at most {MAX_BATCH}.")
     ] = ",".join(map(str, BATCH)),
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds after which no further round begins; what is left out is said.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the speeds into this PNG file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="With --plot: overwrite the file.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure load, first token, prefill, decode, batches and memory; with --vs alternately with an external engine.
 
-    An empty list ('') leaves a kind of workload out; what exceeds the model's context is left out and named.
+    An empty list ('') leaves a kind of workload out; what exceeds the model's context is left out and named. Rows come
+    as they are measured; a benchmark that is stopped (--budget, Ctrl-C, SIGTERM, an engine that fails) still prints
+    what it has. Exit code 130 after Ctrl-C, 143 after SIGTERM.
     """
     sizes = sizes_of(prefill, decode_at, batch)
+    if budget is not None and not budget >= 0:
+        raise InputError(f"{budget} s is not a time", where="--budget", remedy="Give seconds, 0 or more")
     if vs is not None:
         peers.require(vs)
     options.demand_effect("--force", force and plot is None, "without --plot no file is written")
@@ -54,15 +75,29 @@ def command(
     workloads, left_out = workloads_of(file, *sizes)
     for workload in left_out:
         options.say(f"{workload['name']} is left out: {workload['reason']}")
-    facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
-                  opened_s=opened_s, report=quiet if as_json else options.say)  # fmt: skip
-    facts = {"model": options.model_of(file), **facts, "left_out": left_out}
-    if plot is not None:
+    shown = Rows(file, vs, rounds, quiet=as_json)
+    try:
+        with terminable():
+            facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
+                          opened_s=opened_s, budget=budget, watch=shown.add,
+                          report=quiet if as_json else options.say)  # fmt: skip
+    except Terminated:
+        signal.raise_signal(signal.SIGTERM)  # there is nothing to show: as if it had not been caught
+        raise
+    stopped, error = facts.pop("stopped"), facts.pop("error")
+    facts = {"model": options.model_of(file), "complete": stopped is None, "stopped": stopped, **facts,
+             "left_out": left_out + facts["left_out"]}  # fmt: skip
+    if error is not None:
+        facts["error"] = options.error_of(error)
+    if plot is not None and facts["results"]:
         bench_plot.draw(facts, plot)
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
     else:
-        show(facts)
+        shown.end(facts)
+    if stopped is not None:
+        options.say(" ".join(f"stopped: {error or stopped}".split()))
+        raise typer.Exit(error.exit_code if error else EXIT_CODES[stopped])
 
 
 def sizes_of(prefill: str, decode_at: str, batch: str) -> tuple[list[int], list[int], list[int]]:
@@ -92,23 +127,44 @@ def opened(model: str) -> tuple[Any, float]:
     return file, time.perf_counter() - started
 
 
-def show(facts: dict[str, Any]) -> None:
-    """The results as a table, and a few lines below it."""
-    peer = facts["peer"]
-    names = [facts["engine"]["engine"], *([peer["name"]] if peer else [])]
-    columns = ["workload", *(f"{name} tokens/s" for name in names), *(["ratio"] if peer else [])]
-    rows, last = [], None
-    for row in facts["results"]:
-        if last not in (None, row["kind"]):
-            rows.append([""] * len(columns))
-        last = row["kind"]
+class Rows:
+    """The table, row after row: nobody waits for the last to see the first, and what was shown cannot be lost."""
+
+    def __init__(self, file: Any, peer: str | None, rounds: int, *, quiet: bool) -> None:
+        self.file, self.peer, self.rounds, self.quiet = file, peer, rounds, quiet
+        self.last = ""
+
+    def add(self, row: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Show one row, below the heading if it is the first; ``facts``: what is known so far."""
+        if self.quiet:
+            return
+        names = [facts["engine"]["engine"], *([self.peer] if self.peer else [])]
+        if not self.last:
+            beside = f" beside {self.peer} in {facts['peer']['arith']}" if self.peer else ""
+            tables.line(f"{self.file.name}: {names[0]} in {facts['engine']['arith']}{beside}")
+            self._show("workload", *(f"{name} tokens/s" for name in names), *(["ratio"] if self.peer else []))
+        elif self.last != row["kind"]:
+            tables.line()
+        self.last = row["kind"]
         cells = [spread(row[name], 1) for name in names]
-        rows.append([row["name"], *cells, *([spread(row["ratio"], 2)] if peer else [])])
-    beside = f" beside {peer['name']} in {peer['arith']}" if peer else ""
-    title = f"{facts['model']['name']}: {names[0]} in {facts['engine']['arith']}{beside}"
-    options.show(title, columns, rows)
-    for line in [*of_us(facts), *of_the_peer(facts)]:
-        typer.echo(line)
+        n = len(row[names[0]]["rounds"])
+        fewer = [] if n == self.rounds else [f"{n} of {self.rounds} rounds"]
+        self._show(row["name"], *cells, *([spread(row["ratio"], 2)] if self.peer else []), *fewer)
+
+    def _show(self, name: str, *cells: str) -> None:
+        """One line; columns as wide as any speed will be."""
+        tables.line(f"{name:<15}  " + "  ".join(f"{cell:<26}" for cell in cells).rstrip())
+
+    def end(self, facts: dict[str, Any]) -> None:
+        """Show the rows that are not complete, what is left out, and a few lines below the table."""
+        for row in facts["results"]:
+            if not row["complete"]:
+                self.add(row, facts)
+        for workload in facts["left_out"]:
+            if workload["reason"] == facts["stopped"]:
+                options.say(f"{workload['name']} is left out: {workload['reason']}")
+        for line in [*of_us(facts), *of_the_peer(facts)]:
+            typer.echo(line)
 
 
 def spread(values: dict[str, Any], digits: int) -> str:
@@ -128,7 +184,7 @@ def of_us(facts: dict[str, Any]) -> list[str]:
         f"file {facts['file_bytes'] / 1e6:.0f} MB",
     ]
     decode = next((row for row in facts["results"] if row["kind"] == "decode"), None)
-    if decode:
+    if decode and facts["read_bandwidth_bytes_s"]:
         device = facts["engine"]["device"]
         reader = device if device.startswith(("gpu", "tpu")) else f"{facts['machine']['threads']} threads"
         lines.append(f"{decode['name']} reads {facts['weight_bytes_per_token'] / 1e6:.0f} MB of weights a token: "

@@ -44,8 +44,9 @@ DECLARE = "; declare it with --arith ggml or f32"
 @contextmanager
 def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, chat: bool, path: str, model: str,
               engine: str, arith: str | None, cache_type: str | None, *, taps: bool, default: str | None = None,
-              endpoint_model: str | None = None) -> Iterator[tuple[UnderTest, list[int], Progress]]:  # fmt: skip
-    """The under_test, the ids that both sides read, and a progress bar. Options that make no sense are refused first.
+              endpoint_model: str | None = None,
+              insecure_key: bool = False) -> Iterator[tuple[UnderTest, list[int], Progress]]:  # fmt: skip
+    """The engines under test, the ids that both sides read, and a progress bar. Options that clash are refused first.
 
     Raises InputError for those, SampleError where the two sides do not come to the same ids.
     """
@@ -58,8 +59,8 @@ def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, cha
         raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
     forced = None if ids is None else parse_ids(ids)
     file = options.open_file(model)
-    with (opened(file, engine, arith, cache_type, taps=taps, endpoint_model=endpoint_model) as judged,
-          bar() as progress):  # fmt: skip
+    with (opened(file, engine, arith, cache_type, taps=taps, endpoint_model=endpoint_model,
+                 insecure_key=insecure_key) as judged, bar() as progress):  # fmt: skip
         most = MAX_TOKENS if taps and path == "prefill" else None  # every stage is kept of so many
         yield judged, judged.sample(text if forced is None else None, forced, chat, most), progress
 

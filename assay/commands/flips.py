@@ -58,6 +58,9 @@ def command(
     runs: Runs = 4,
     free: Annotated[int, typer.Option(min=0, max=WINDOW, help="Tokens that the candidate also writes by itself.")] = 0,
     endpoint_model: Annotated[str | None, typer.Option(help="The model to ask an endpoint for; the only one.")] = None,
+    insecure_key: Annotated[
+        bool, typer.Option("--insecure-key", help="Send an endpoint's key over plain http to another machine, too.")
+    ] = False,
     junit: Junit = None,
     force: Force = False,
     as_json: options.Json = False,
@@ -66,16 +69,17 @@ def command(
 
     A text of any length is read in windows of 256 tokens. --engine may be llama.cpp, too (extra 'peers'), which is
     given the ids and decodes; or the address of an OpenAI-compatible endpoint that names log-probabilities, as
-    http://127.0.0.1:8000/v1 (its key: environment variable ASSAY_API_KEY), of which --arith declares ggml or f32: what
-    cannot be seen from outside. With --free the candidate's own generation after the prompt is compared with what the
-    truth writes, too; after each difference it goes on from the truth's text. Exit code 0: every flip was predicted,
-    and there are as many as expected; 8: not so; 10: no floor, or a chat that the file
-    leaves in doubt.
+    http://127.0.0.1:8000/v1 (its key: environment variable ASSAY_API_KEY, sent over https or to this machine only), of
+    which --arith declares ggml or f32: what cannot be seen from outside. With --free the candidate's own generation
+    after the prompt is compared with what the truth writes, too; after each difference it goes on from the truth's
+    text. Exit code 0: every flip was predicted, and there are as many as expected; 8: not so; 10: no noise floor, or a
+    chat that the file leaves in doubt.
     """
     demand_all_free(junit, force=force)
     with (other_samples_reported(junit, force=force),
-          comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type,
-                    taps=False, endpoint_model=endpoint_model) as (judged, sample, progress)):  # fmt: skip
+          comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=False,
+                    endpoint_model=endpoint_model,
+                    insecure_key=insecure_key) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file], junit)
         positions = judge_flips(judged, sample, path, runs, progress)
         written = judge_free_run(judged, sample, free, runs, progress) if free else None

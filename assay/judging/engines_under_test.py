@@ -97,13 +97,15 @@ def is_served(engine: str) -> bool:
 
 @contextmanager
 def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
-           endpoint_model: str | None = None) -> Iterator[UnderTest]:  # fmt: skip
+           endpoint_model: str | None = None, insecure_key: bool = False) -> Iterator[UnderTest]:  # fmt: skip
     """The engines under test while the block lasts; ``engine`` may be an external one where no ``taps`` are wanted.
 
-    Or it is the address of an endpoint, of which ``arith`` is declared; ``endpoint_model`` is the name asked for there.
+    Or it is the address of an endpoint, of which ``arith`` is declared; ``endpoint_model`` is the name asked for there,
+    and with ``insecure_key`` its key may go over plain http.
     """
-    if endpoint_model is not None and not endpoint.is_address(engine):
-        raise InputError("--engine is not the address of an endpoint", where="--endpoint-model", remedy="Leave it out")
+    for option, given in (("--endpoint-model", endpoint_model is not None), ("--insecure-key", insecure_key)):
+        if given and not endpoint.is_address(engine):
+            raise InputError("--engine is not the address of an endpoint", where=option, remedy="Leave it out")
     if not is_served(engine):
         yield engines_under_test(file, engine, arith, cache_type)
         return
@@ -113,7 +115,8 @@ def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | No
         if cache_type is not None:
             raise InputError("an endpoint's cache is as it is", where="--cache-type", remedy="Leave it out")
         tokenizer = Tokenizer(file.vocabulary)
-        candidate = endpoint.judged(engine, file, tokenizer.bytes_of, model=endpoint_model, arith=arith)
+        candidate = endpoint.judged(engine, file, tokenizer.bytes_of, model=endpoint_model, arith=arith,
+                                    insecure_key=insecure_key)  # fmt: skip
         yield UnderTest(baseline(file), candidate)
         return
     if (arith, cache_type) != (None, None):

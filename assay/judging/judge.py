@@ -89,6 +89,8 @@ def judge_flips(
             return None
         predicted = under_test.baseline.prediction(window, declared, runs, seed=i * runs)
         found = PATHS[path](under_test.candidate, window)[:, : len(under_test.file.vocabulary)]
+        if isinstance(under_test.candidate, ExternalEngine):
+            under_test.candidate.demand_plain(predicted.exact, found)
         parts.append(flips.observe(predicted, found, window[1:]))
     return flips.joined(parts)
 

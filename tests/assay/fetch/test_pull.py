@@ -6,16 +6,19 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from assay.accel import kept_programs
 from assay.fetch import pull as pulling
 from assay.fetch.catalogue import HuggingFace, Url, Wheels, catalogue
 from assay.fetch.pull import default_folder, locate, pull
 from assay.formats import InputError, SourceError
+from assay.judging import baseline
 from assay.progress import bar
 from tests.assay.fetch.model_sources import DATA, FILENAME, NAME, Fetcher
 
@@ -184,6 +187,35 @@ def test_unknown_name_lists_close_ones(name: str, close: str) -> None:
         locate(name)
 
 
+@pytest.mark.parametrize("name", [
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:Q4_K_M",
+    "hf.co/Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF/",
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "models/qwen2.5-coder-0.5b", "./qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    "bartowski/Qwen2.5-Coder-0.5B-Instruct-GGUF", "QWEN2.5-CODER-0.5B",
+])  # fmt: skip
+def test_another_name_of_a_model_in_the_catalogue(name: str) -> None:
+    """And of no other one."""
+    with pytest.raises(InputError, match=r"no such file here.* Did you mean qwen2\.5-coder-0\.5b\? 'assay pull"):
+        locate(name)
+
+
+@pytest.mark.parametrize(("name", "hint"), [
+    ("Qwen/Qwen2.5-Coder-7B-Instruct-GGUF", "Did you mean qwen2.5-coder-"), ("meta-llama/Llama-3.2-1B", "'assay pull"),
+    ("https://example.com/zzzz", "'assay pull --list'"), ("hf://zz/zz", "'assay pull"), ("gone/folder", "'assay pull"),
+])  # fmt: skip
+def test_a_name_of_the_hub_that_is_not_in_the_catalogue(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)) as caught:
+        locate(name)
+    assert repr(name) in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF").mkdir(parents=True)
+    assert locate("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF") == Path("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF")
+
+
 @pytest.mark.parametrize("name", ["zzzz", "", "a\0b", "missing.gguf", "x" * 5000])
 def test_name_like_no_other(name: str) -> None:
     with pytest.raises(InputError, match="--list"):
@@ -202,6 +234,17 @@ def test_locate_returns_paths_as_they_are(
     assert locate(NAME) == tmp_path / "home" / "models" / FILENAME
     (tmp_path / NAME).touch()
     assert locate(NAME) == Path(NAME)  # a file of that name comes first
+
+
+def test_assay_home_moves_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models, compiled programs, noise floors: whoever keeps something asks here."""
+    for switch in ("ASSAY_XLA_CACHE", "ASSAY_FLOORS"):
+        monkeypatch.delenv(switch, raising=False)  # the tests' own settings
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    for home in (tmp_path / "home", Path("relative")):
+        monkeypatch.setenv("ASSAY_HOME", str(home))
+        folders = [default_folder(), kept_programs.folder(), baseline.folder()]
+        assert {folder and folder.parent for folder in folders} == {home.absolute()} and len(set(folders)) == 3
 
 
 def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +270,7 @@ def test_shipped_catalogue(
     name: str, count: int, last_requirement: str, last_member: str, repo: str, facts: tuple[int, str, str]
 ) -> None:
     entry = catalogue()[name]
-    wheels, hub = entry.sources
+    hub, wheels = entry.sources
     assert isinstance(wheels, Wheels) and isinstance(hub, HuggingFace)
     assert wheels.count == count and wheels.requirement(count) == last_requirement
     assert wheels.member.format(n=count) == last_member

@@ -44,7 +44,9 @@ def test_the_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     models = json.loads(capsys.readouterr().out)["models"]
     assert [(m["name"], m["path"]) for m in models] == [(name, None) for name in catalogue()]
     assert run(["pull", "--list"], monkeypatch) == 0
-    assert "qwen2.5-coder-1.5b" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "qwen2.5-coder-1.5b" in shown and "Hugging Face, then the package index" in shown
+    assert [m["sources"] for m in models] == [["Hugging Face", "package index"]] * 2
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["nosuch"], 2), (["toy", "--list"], 2), (["toy"], 6)])

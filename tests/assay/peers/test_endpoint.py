@@ -6,8 +6,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,30 +41,6 @@ PARTIAL = [i for i in range(len(FILE.vocabulary)) if TOKENIZER.decode([i]) == "\
 """Tokens that are a part of a character: as texts they are all alike."""
 
 
-@pytest.fixture
-def serving() -> Iterator[Callable[[], Server]]:
-    started: list[tuple[Server, threading.Thread]] = []
-
-    def start() -> Server:
-        server = Server()
-        thread = threading.Thread(target=partial(server.http.serve_forever, poll_interval=0.01))
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in started:
-        server.http.shutdown()
-        thread.join()
-        server.http.server_close()
-
-
-@pytest.fixture
-def served(serving: Callable[[], Server], monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.delenv("ASSAY_API_KEY", raising=False)
-    return serving()
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_answer(served: Server, form: Callable[[Any], Any]) -> None:
     assert dict(served.says(choice(form(SOME))).named_tokens([1, 2], 200)) == SOME
@@ -89,8 +64,8 @@ def test_a_likeliest_token_that_nobody_can_tell(served: Server) -> None:
 
 
 def test_what_is_infinitely_improbable_is_not_named(served: Server) -> None:
-    body = json.dumps(choice(in_vllm({5: -0.5, 9: -np.inf, 300: None}))).encode()
-    assert b"-Infinity" in body and served.says(body).named_tokens([1], 200) == [(5, -0.5)]
+    body = json.dumps(choice(in_vllm({5: 0.0, 7: -87.0, 9: -np.inf, 300: None}))).encode()
+    assert b"-Infinity" in body and served.says(body).named_tokens([1], 200) == [(5, 0.0), (7, -87.0)]
 
 
 def test_it_is_asked_for_less_until_it_accepts(served: Server) -> None:
@@ -124,7 +99,7 @@ def test_a_refusal_of_everything_is_told_in_its_words(served: Server) -> None:
 LOGPROBS = (None, {}, [], "x", {"content": None}, {"content": []}, in_content(None), in_content([]), in_content([5]),
             in_content([{"id": "x", "logprob": 0}]), in_content([{"token": "a", "bytes": 10**15, "logprob": "x"}]),
             {"top_logprobs": None}, {"top_logprobs": [None]}, {"top_logprobs": [{"a": None}]},
-            in_vllm({5: float("nan")}), in_bytes({}))  # fmt: skip
+            in_vllm({5: None}), in_bytes({}))  # fmt: skip
 
 
 @pytest.mark.parametrize("said", [{}, [], None, 7, {"choices": []}, *map(choice, LOGPROBS)])
@@ -139,7 +114,8 @@ def test_answers_without_probabilities(served: Server, said: Any) -> None:
     (200, b"", "not JSON"), (200, b"[" * 200_000, "not JSON"), (200, b'{"choices": "\xff"}', "not JSON"),
     (200, choice(in_ids({10**6: -0.5})), "token 1000000, but the file has 2,048"),
     (200, choice(in_vllm({5: -1.0, 2048: -0.5})), "token 2048"), (200, choice(in_ids({-1: -0.5})), "token -1"),
-    (200, choice(in_ids({5: 0.5})), "no log-probabilities"), (200, choice(in_ids({5: 17.0})), "no log-probabilities"),
+    (200, choice(in_ids({5: 0.5})), "plain log-prob.*0.5"), (200, choice(in_ids({5: 17.0})), "plain log-prob.*17"),
+    (200, choice(in_vllm({5: float("nan")})), "plain log-prob.*nan"),
 ])  # fmt: skip
 def test_answers_that_are_none(served: Server, status: int, said: Any, why: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -202,7 +178,53 @@ def test_the_key_goes_to_its_server_and_nowhere_else(
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["schlüssel", "a\nb", "a\x00b"])
+@pytest.mark.parametrize("address", [
+    "http://example.com/v1", "HTTP://example.com:8000/v1", "http://192.168.0.7/v1", "http://[fe80::1]:80/v1",
+    "http://localhost.example.com/v1", "http://127.0.0.1.example.com/v1", "http://0x7f.1/v1",
+])  # fmt: skip
+def test_a_key_goes_over_plain_http_to_this_machine_only(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "_only_model", lambda self: pytest.fail("it was asked"))
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    found = assay("flips", TEXT, "--engine", address, "--json")
+    assert found.is_refusal(2) and KEY not in found.err + found.out
+    assert "ASSAY_API_KEY: the key would go over plain http" in found.err and "Use https" in found.err
+    monkeypatch.setattr(Endpoint, "_only_model", lambda self: "it")
+    monkeypatch.delenv("ASSAY_API_KEY")
+    Endpoint(address, FILE, TOKENIZER.bytes_of)  # without a key there is nothing to hide
+
+
+@pytest.mark.parametrize("address", [
+    "http://localhost/v1", "http://LOCALHOST:1/v1", "http://127.0.0.1/v1", "http://127.8.9.1/v1", "http://[::1]:1/v1",
+    "https://example.com/v1", "HTTPS://example.com/v1",
+])  # fmt: skip
+def test_a_key_that_nobody_can_read_on_the_way(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "_only_model", lambda self: "it")
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    Endpoint(address, FILE, TOKENIZER.bytes_of)
+
+
+def test_a_key_is_sent_in_the_open_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name does not exist, so that nothing is sent: it was tried."""
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    asked = ("flips", TEXT, "--engine", "http://assay.invalid/v1")
+    monkeypatch.setattr(Endpoint, "_exchange", lambda self, *a: (500, f"sent to {self.name}"))
+    assert "sent to http" in assay(*asked, "--insecure-key").err
+    assert "plain http" in assay(*asked).err
+    monkeypatch.setenv("ASSAY_INSECURE_KEY", "1")
+    assert "sent to http" in assay(*asked).err
+    assert assay("flips", TEXT, "--engine", "reference", "--insecure-key").is_refusal(2)
+
+
+def test_a_key_that_is_the_name_of_a_model_is_not_shown(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_API_KEY", KEY)
+    served.models = {"data": [{"id": f"{KEY}/one"}, {"id": "two"}]}
+    with pytest.raises(InputError, match=r"serves 2 models: \(key\)/one, two"):
+        served.endpoint()
+    served.models = {"data": [{"id": KEY}]}
+    assert EndpointEngine(served.endpoint(), "f32").fingerprint()["version"] == "(key)"
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "a\nb", "a\x00b", "a b"])
 def test_a_key_that_cannot_be_sent(served: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setattr("os.environ", {"ASSAY_API_KEY": key})
     with pytest.raises(InputError, match="key") as caught:
