@@ -20,15 +20,17 @@ from assay.accel.model import Model, not_finite
 from assay.accel.sampler import Choice, Settings, settings_of
 from assay.accel.steps import BURST
 from assay.formats import InputError
-from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings
+from assay.formats.contract.arguments import checked
+from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings, TopCount
 
 STREAM_INTERVAL = 0.1
 """Seconds: about how often a stream hands out text."""
 MAX_SEQUENCES = 16
 
 
-def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
-             sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
+@checked
+def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int | None = None,
+             sampling: Sampling | None = None, stop: str | Sequence[str] = (), logprobs: TopCount = 0,
              cache: KVCache | None = None) -> Generation:  # fmt: skip
     """Generate and return everything at once; arguments and errors as in :func:`stream_generate`."""
     result = Generation(text_of(prompt), encode(model, prompt), timings=Timings(open_s=model.open_s))
@@ -48,22 +50,24 @@ def encode(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
     """Token ids of a prompt; ids are taken as they are."""
     if isinstance(prompt, str | Prompt):
         return model.tokenizer.encode(prompt)
-    return [int(i) for i in prompt]
+    return list(prompt)
 
 
-def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
-                    sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
+@checked
+def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int | None = None,
+                    sampling: Sampling | None = None, stop: str | Sequence[str] = (), logprobs: TopCount = 0,
                     cache: KVCache | None = None, timings: Timings | None = None,
                     interval: float = STREAM_INTERVAL) -> Generator[Step]:  # fmt: skip
     """Generate up to ``max_tokens`` tokens after ``prompt`` (text, or ids), yielding each as it is chosen.
 
-    Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
-    ``max_tokens``. ``cache`` may hold an earlier conversation: the part of the prompt it already holds is not
-    read again. Tokens come in bursts of about ``interval`` seconds. Raises InputError for a prompt that does not fit
-    the context together with ``max_tokens``, NumericError for a logit that is no number.
+    Ends at any end token of the file, or when the text contains ``stop`` or one of them (which is cut off), or at
+    ``max_tokens`` (None: 128, or what is left of the context if that is less). ``cache`` may hold an earlier
+    conversation: the part of the prompt it already holds is not read again. Tokens come in bursts of about ``interval``
+    seconds. Raises InputError for a prompt that does not fit the context together with ``max_tokens``, NumericError
+    for a logit that is no number.
     """
     ids = encode(model, prompt)
-    model.file.check_ids(ids, max_tokens=max_tokens)
+    max_tokens = model.file.room_after(ids, max_tokens)
     timings, settings = timings or Timings(), settings_of(sampling or Sampling())
     cache = model.new_cache() if cache is None else cache
     writer = Writer(model, stop, max_tokens)
@@ -84,9 +88,10 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
             yield writer.step(jax.tree.map(lambda a: a[0], step))
 
 
-def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]], *, max_tokens: int = 128,
-                   sampling: Sampling | None = None, stop: Sequence[str] = (),
-                   logprobs: int = 0) -> list[Generation]:  # fmt: skip
+@checked
+def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]], *, max_tokens: int | None = None,
+                   sampling: Sampling | None = None, stop: str | Sequence[str] = (),
+                   logprobs: TopCount = 0) -> list[Generation]:  # fmt: skip
     """Generate for 1 to 16 prompts side by side; arguments and errors as in :func:`stream_generate`.
 
     Prompts are read one after the other, answers are decoded together: every step reads the weights once, and computes
@@ -95,14 +100,14 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
     """
     if not 1 <= len(prompts) <= MAX_SEQUENCES:
         raise InputError(f"{len(prompts)} prompts", where="batch", remedy=f"Give 1 to {MAX_SEQUENCES}")
-    settings, results = settings_of(sampling or Sampling()), []
+    settings, results, writers = settings_of(sampling or Sampling()), [], []
     for prompt in prompts:
         result = Generation(text_of(prompt), encode(model, prompt), timings=Timings(open_s=model.open_s))
-        model.file.check_ids(result.prompt_ids, max_tokens=max_tokens)
         results.append(result)
-    if max_tokens < 1:
+        writers.append(Writer(model, stop, model.file.room_after(result.prompt_ids, max_tokens)))
+    if max_tokens == 0:
         return results
-    writers, caches = [Writer(model, stop, max_tokens) for _ in prompts], [model.new_cache() for _ in prompts]
+    caches = [model.new_cache() for _ in prompts]
     clock, seens = Clock(model, Timings()), []
     for result, writer, cache in zip(results, writers, caches, strict=True):
         first, seen = read_prompt(model, result.prompt_ids, cache, settings, logprobs, clock)
@@ -111,10 +116,12 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
     cache, seen = caches[0], jnp.concatenate(seens)
     cache.join(caches[1:])
     while not all(writer.finish_reason for writer in writers):
-        n_written = max(writer.n_written for writer in writers if not writer.finish_reason)
+        going_on = [writer for writer in writers if not writer.finish_reason]
+        n_written = max(writer.n_written for writer in going_on)
+        n_left = min(writer.max_tokens - writer.n_written for writer in going_on)
         ended = np.array([writer.finish_reason is not None for writer in writers])
         choices, made, _, seen = model.burst([writer.last for writer in writers], cache, seen, settings, n_written,
-                                             clock.burst_length(math.inf, max_tokens - n_written), ended,
+                                             clock.burst_length(math.inf, n_left), ended,
                                              logprobs)  # fmt: skip
         for step in on_host(choices, int(made)):
             clock.decoded()
@@ -186,13 +193,13 @@ class Writer:
     text is always found whole in ``pending``.
     """
 
-    def __init__(self, model: Model, stop: Sequence[str], max_tokens: int) -> None:
+    def __init__(self, model: Model, stop: str | Sequence[str], max_tokens: int) -> None:
         self.vocabulary = model.file.vocabulary
         self.max_tokens = max_tokens
         self.n_written = 0
         self.last = -1
         self.decoder = model.tokenizer.stream()
-        self.stop = [s for s in stop if s]
+        self.stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
         self.pending = ""
         self.finish_reason: str | None = None
         self.stopped_by: str | None = None

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from assay.formats.contract.arguments import checked
+
 TOP = 10
 """Likeliest tokens whose sets are compared."""
 LEAK = 1e-5
@@ -34,6 +36,7 @@ class Divergence(NamedTuple):
     """Share of the truth's TOP likeliest tokens that are among the candidate's; NaN where it named fewer than TOP."""
 
 
+@checked
 def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = (), rows: int = 64) -> Divergence:
     """Of logits [n, n_vocab], ``rows`` positions at a time; ``following``: the token after each, as far as known.
 
@@ -74,6 +77,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(1, keepdims=True))
 
 
+@checked
 def statistics(found: Divergence) -> dict[str, float | None]:
     """The figures of ``--kl-divergence``: perplexities, KL and its quantiles, what became of the next token.
 

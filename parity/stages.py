@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from assay.formats import InputError, NumericError
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Tap
 from assay.parity.distance import Distance, distance
 from assay.parity.precision import Key, Precision, Tapped, each_run
@@ -43,6 +44,7 @@ def unchanged(stage: str, layer: int | None, activation: Any) -> Any:
     return activation
 
 
+@checked
 def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     """Every activation of ``forward(ids)``, in the order in which they are computed."""
     shown: Activations = {}
@@ -55,11 +57,13 @@ def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     return shown
 
 
+@checked
 def inherited(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
     """Distance of every stage of an ordinary run: its own error and all before it."""
     return _compare(engine, ids, truth, noise)
 
 
+@checked
 def own(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = unchanged) -> Distances:
     """Distance of every stage when it is fed with the truth, moved by ``noise``."""
 
@@ -89,6 +93,7 @@ MEASURES = ("relative_l2", "worst_position", "peak")
 Floor = dict[Key, Mapping[str, float]]
 
 
+@checked
 def floor(oracle: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
           runs: int = 4) -> Floor:  # fmt: skip
     """The largest of each measure of a stage's own error that ``runs`` perturbed runs of the oracle showed."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from assay import engines
 from assay.formats import InputError, NumericError
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine, Generation
 from assay.formats.system.atomic_file import Progress
 from assay.judging.engines_under_test import WINDOW, Arms
@@ -41,6 +42,7 @@ class StageReport:
     are no numbers."""
 
 
+@checked
 def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> StageReport | None:
     """Truth, floor, and every stage's own error; None where the candidate does not declare its arithmetic.
 
@@ -50,6 +52,7 @@ def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress:
     if path == "decode":
         ids = ids[: arms.candidate.fingerprint().get("int8_up_to") or len(ids)]
     stages.demand_few(ids, "prompt", "'assay flips' reads longer texts")
+    arms.file.check_ids(ids)
     declared = arms.declared(len(ids))
     if declared is None:
         return None
@@ -72,11 +75,13 @@ def judge_stages(arms: Arms, ids: Sequence[int], path: str, runs: int, progress:
     return StageReport(list(ids), declared, verdict, finding, floor, untouched)
 
 
+@checked
 def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: Progress) -> flips.Positions | None:
     """Every position of ``ids``, in windows that each start anew; None where there is no declared arithmetic."""
     if runs < 2 or runs % 2:
         raise InputError(f"{runs} runs", where="--runs", remedy="Give an even number, at least 2")
-    windows = [ids[at : at + WINDOW] for at in range(0, len(ids), WINDOW)]
+    width = min(WINDOW, arms.file.config.context_length)
+    windows = [ids[at : at + width] for at in range(0, len(ids), width)]
     parts = []
     for i, window in enumerate(windows):
         progress(i, len(windows), "positions")
@@ -89,15 +94,17 @@ def judge_flips(arms: Arms, ids: Sequence[int], path: str, runs: int, progress: 
     return flips.joined(parts)
 
 
+@checked
 def judge_free_run(arms: Arms, ids: Sequence[int], n: int, runs: int, progress: Progress,
                    write: Generate | None = None) -> FreeRun | None:  # fmt: skip
     """The candidate's own generation of ``n`` tokens after ``ids``; None where there is no declared arithmetic.
 
     ``write``: another way of its to generate. Raises InputError where prompt and answer are longer than a window.
     """
-    if len(ids) + n > WINDOW:
+    most = min(WINDOW, arms.file.config.context_length)
+    if len(ids) + n > most:
         raise InputError(f"{len(ids)} tokens of prompt and {n} of answer", where="--free",
-                         remedy=f"Together at most {WINDOW}")  # fmt: skip
+                         remedy=f"Together at most {most}")  # fmt: skip
     declared = arms.declared(1)
     if declared is None:
         return None

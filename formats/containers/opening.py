@@ -11,8 +11,10 @@ from assay.formats.containers.cursor import opened
 from assay.formats.containers.gguf import read_gguf
 from assay.formats.containers.hf_folder import open_folder, pickle_refused
 from assay.formats.containers.safetensors import looks_like_safetensors, read_safetensors
+from assay.formats.contract.arguments import checked
 
 
+@checked
 def open_container(path: str | Path, *, strict: bool = False) -> Container:
     """Open a file of tensors, its format told by its first bytes (never by its name), or a Hugging Face folder.
 
