@@ -17,9 +17,11 @@ from typing import Any
 
 from assay import engines
 from assay.formats import InputError, ModelError, ModelFile, NumericError, SampleError, open_model
+from assay.formats.contract.arguments import checked
+from assay.formats.contract.messages import Conversation
 from assay.formats.conversion.convert import convert
 from assay.formats.system.atomic_file import Progress
-from assay.judging.engines_under_test import Arms, ground, read_by
+from assay.judging.engines_under_test import Arms, ground, read_by, rendered_by
 from assay.judging.judge import PATHS, StageReport, judge_free_run, judge_stages, written
 from assay.parity.bisect import SLACK
 from assay.parity.flips import Account, account, by_prefill_then_decode, observe
@@ -30,7 +32,8 @@ from assay.parity.verdict import Verdict, of_flips
 from assay.progress import quiet
 
 PROMPTS = ("raw", "chat", "chat ids")
-"""A text as it is; as a user's message, rendered and encoded by each side; the same ids, forced on both."""
+"""A text as it is; as a user's message, rendered and encoded by each side; the same ids, forced on both. Of a whole
+conversation the rendered text is what is read raw."""
 ENGINES = ("accel fast", "accel f32", "reference f32")
 SHORT = 'def area(r):\n    """Area of a circle of radius r."""\n    return'
 LONG = getsource(textwrap)
@@ -60,7 +63,8 @@ class Cell:
         return self.verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT, OTHER_SAMPLE)
 
 
-def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, runs: int = 4,
+@checked
+def run(file: ModelFile, *, short: str | Conversation = SHORT, names: Sequence[str] = ENGINES, runs: int = 4,
         progress: Progress = quiet) -> tuple[list[Cell], str]:  # fmt: skip
     """Every cell, in the order path, prompt, container, engine. The other container is made in a temporary folder.
 
@@ -69,8 +73,11 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
     with TemporaryDirectory(prefix="assay-axes-") as folder:
         progress(0, 1, "engines")
         under, candidates = ground(file), []
-        for chat in (False, True):
-            demand_few(read_by(under.truth, short, None, chat).ids, "prompt", "Give a shorter one")
+        texts: dict[str, str | Conversation] = dict.fromkeys(PROMPTS, short)
+        if isinstance(short, Conversation):
+            texts["raw"] = rendered_by(under.truth, short, True).text
+        for prompt, text in texts.items():
+            demand_few(read_by(under.truth, text, None, prompt != "raw").ids, "prompt", "Give a shorter one")
         containers, missing = both_containers(file, Path(folder))
         for container, one in containers.items():
             for name in names:
@@ -85,7 +92,7 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
                 for container, name, arms in candidates:
                     levels = {"prompt": prompt, "container": container, "engine": name, "path": path}
                     progress(len(cells), total, f"{path}, {prompt}")
-                    cells.append(judged(way, arms, prompt, LONG if path == "long" else short, runs, levels))
+                    cells.append(judged(way, arms, prompt, LONG if path == "long" else texts[prompt], runs, levels))
         return cells, missing
 
 
@@ -103,7 +110,7 @@ def both_containers(file: ModelFile, folder: Path) -> tuple[dict[str, ModelFile]
     return found, "; ".join(missing)
 
 
-def judged(way: Way, arms: Arms, prompt: str, text: str, runs: int, levels: dict[str, str]) -> Cell:
+def judged(way: Way, arms: Arms, prompt: str, text: str | Conversation, runs: int, levels: dict[str, str]) -> Cell:
     """One cell; a candidate that reads something else, or computes no numbers, is a finding, not an error."""
     try:
         ids = sample(arms, prompt, text)
@@ -114,7 +121,7 @@ def judged(way: Way, arms: Arms, prompt: str, text: str, runs: int, levels: dict
         return Cell(levels, Verdict.BUG, error.what)
 
 
-def sample(arms: Arms, prompt: str, text: str) -> list[int]:
+def sample(arms: Arms, prompt: str, text: str | Conversation) -> list[int]:
     """The ids of a prompt, if both sides come to the same; the weights are the same in another container."""
     ours = read_by(arms.truth, text, None, prompt != "raw")
     if prompt != "chat ids":
