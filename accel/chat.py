@@ -170,7 +170,8 @@ def up_to(end: str, text: str) -> str:
     before, found, after = text.rpartition(end)
     if not found:
         raise failed("it does not show the message that is to be continued")
-    return before if after.startswith(" ") else before.rstrip()
+    kept = before if after.startswith(" ") else before.rstrip()
+    return kept.replace(f"{end} ", "").replace(end, "")  # where the template shows that text twice
 
 
 def run_child(request: dict[str, Any]) -> Any:

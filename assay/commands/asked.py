@@ -30,17 +30,32 @@ def asked(prompt: str | None, prompt_file: Path | None, ids: str | None, message
 
     Raises InputError if there is none or more than one, if ``chat`` has no text to wrap, and for what cannot be read.
     """
-    if sum(given is not None for given in (prompt, prompt_file, ids, messages)) != 1:
-        raise InputError("give exactly one of PROMPT, --prompt-file, --messages and --ids", where="prompt",
-                         remedy="assay run 'def fib(n):'")  # fmt: skip
+    demand_one({"PROMPT": prompt, "--prompt-file": prompt_file, "--messages": messages, "--ids": ids})
     for option, given, why in (("--ids", ids, "Ids are final"), ("--messages", messages, "They are rendered anyway")):
         if chat and given is not None:
             raise InputError(f"--chat and {option} exclude one another", where=option, remedy=why)
-    if ids is not None:
-        return parse_ids(ids)
+    return read_from(prompt, prompt_file, messages) if ids is None else parse_ids(ids)
+
+
+def asked_text(prompt: str | None, prompt_file: Path | None, messages: str | None) -> str | Conversation:
+    """As :func:`asked`, where ids cannot be given."""
+    demand_one({"TEXT": prompt, "--prompt-file": prompt_file, "--messages": messages})
+    return read_from(prompt, prompt_file, messages)
+
+
+def demand_one(given: dict[str, Any]) -> None:
+    """Raise InputError unless one of the options was given, by its name, and one only."""
+    if sum(value is not None for value in given.values()) != 1:
+        *others, last = given
+        raise InputError(f"give exactly one of {', '.join(others)} and {last}", where="prompt",
+                         remedy="assay run 'def fib(n):'")  # fmt: skip
+
+
+def read_from(prompt: str | None, prompt_file: Path | None, messages: str | None) -> str | Conversation:
+    """The text or the conversation in the one of the three that is given; ``-`` is standard input."""
     if messages is not None:
         return conversation_of(parse_json(read_text(messages), messages))
-    return read_text(prompt_file) if prompt_file is not None else read_text("-") if prompt == "-" else prompt or ""
+    return read_text("-" if prompt_file is None else prompt_file) if prompt in (None, "-") else prompt
 
 
 def text_and_ids(what: Asked) -> tuple[str | Conversation | None, list[int] | None]:
@@ -111,7 +126,7 @@ def conversation_of(value: Any) -> Conversation:
     That interface writes the arguments of a call as a text of JSON, templates want the object: it is put in its place.
     Raises InputError for anything else, and for messages that break the rules.
     """
-    given = {"messages": value} if isinstance(value, list) else value
+    given: Any = {"messages": value} if isinstance(value, list) else value
     known = list(Conversation.__dataclass_fields__)
     if not isinstance(given, dict) or "messages" not in given:
         raise InputError("it is not a list of messages, nor an object that has one", where="messages",

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from assay.commands import options, tables
-from assay.commands.asked import Messages, asked
+from assay.commands.asked import Messages, asked_text
 from assay.commands.comparison import Runs
 from assay.formats import InputError
 from assay.formats.errors import DIFFERENT, UNDECIDED
@@ -42,7 +42,7 @@ def command(
         if len(name.split()) != 2:
             raise InputError(f"{name!r} is not an engine and an arithmetic", where="--engines",
                              remedy=f"Give some of {', '.join(ENGINES)}, 'reference ggml'")  # fmt: skip
-    what = asked(SHORT if (prompt, messages) == (None, None) else prompt, None, None, messages)
+    what = asked_text(SHORT if (prompt, messages) == (None, None) else prompt, None, messages)
     if not what:
         raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or none at all")
     with bar() as progress:

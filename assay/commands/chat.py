@@ -86,7 +86,7 @@ def answered(conversation: Conversation, line: str, as_json: bool) -> bool:
     word, _, rest = line.rstrip().partition(" ")
     if word == "/save" and rest:
         conversation.save(rest.strip())
-    elif word == "/save" or rest or word not in ("/help", "/reset", "/exit", "/quit"):
+    elif rest or word not in ("/help", "/reset", "/exit", "/quit"):
         raise InputError(f"{line[:40]!r} is not a command", where="chat", remedy="; ".join(HELP[1:]))
     elif word == "/help":
         say_commands()

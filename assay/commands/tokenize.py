@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from assay.commands import options
-from assay.commands.asked import Messages, PromptFile, asked
+from assay.commands.asked import Messages, PromptFile, asked_text
 from assay.engines import ENGINES
 from assay.formats import InputError
 from assay.formats.contract.engine import Prompt
@@ -30,7 +30,7 @@ def command(
     if engine not in ENGINES:
         raise InputError(f"there is no engine {engine!r}", where="--engine",
                          remedy=f"Choose one of {', '.join(ENGINES)}")  # fmt: skip
-    what = asked(text, prompt_file, None, messages)
+    what = asked_text(text, prompt_file, messages)
     file = options.open_file(model)
     if isinstance(what, Conversation):
         prompt = import_module(f"assay.{engine}.chat").chat_prompt(file, **vars(what))

@@ -218,8 +218,7 @@ def _noun(hint: Any) -> str:
         noun = _noun(of[0])
         return f"a list of {_PLURALS.get(noun, noun)}"
     kind = origin or hint
-    name = getattr(kind, "__name__", str(kind))
-    return _NOUNS.get(kind) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return _NOUNS.get(kind) or _with_article(getattr(kind, "__name__", str(kind)))
 
 
 def _either(hints: Sequence[Any]) -> str:
@@ -227,8 +226,12 @@ def _either(hints: Sequence[Any]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
+def _with_article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def _unfit(wanted: str, value: Any, place: str, function: str) -> InputError:
-    kind = "None" if value is None else f"a {type(value).__name__}"
+    kind = "None" if value is None else _with_article(type(value).__name__)
     if isinstance(value, np.ndarray):
         kind = f"an array of {value.ndim} dimensions"
     short = "it"

@@ -57,14 +57,15 @@ def test_what_reads_all_at_once_says_what_it_needs(
 
 
 def test_run_writes_what_is_left_of_the_context(with_context: WithContext) -> None:
-    n = len(ids_of(TEXT))
-    said = assay("run", TEXT, *ORACLE, "-m", with_context(n + 3), "--json").json
-    free = assay("run", TEXT, *ORACLE, "-n", "5", "--json").json
+    text = "import os\nimport"  # goes on and on
+    n = len(ids_of(text))
+    said = assay("run", text, *ORACLE, "-m", with_context(n + 3), "--json").json
+    free = assay("run", text, *ORACLE, "-n", "5", "--json").json
     assert (said["ids"], said["finish_reason"]) == (free["ids"][:3], "length")
     for options in (("-n", "4"), ("--max-tokens", "128")):
-        refusal = assay("run", TEXT, *ORACLE, "-m", with_context(n + 3), *options)
+        refusal = assay("run", text, *ORACLE, "-m", with_context(n + 3), *options)
         assert refusal.is_refusal(2) and f"exceed the context of {n + 3}" in refusal.err
-    refusal = assay("run", TEXT, *ORACLE, "-m", with_context(n))
+    refusal = assay("run", text, *ORACLE, "-m", with_context(n))
     assert refusal.is_refusal(2) and f"{n} tokens of prompt leave no room for an answer" in refusal.err
 
 
