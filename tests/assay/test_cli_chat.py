@@ -229,7 +229,7 @@ def test_what_is_saved_is_what_messages_reads(tmp_path: Path, prompts: list[str]
 def test_saving_overwrites_nothing(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    for path in (file, tmp_path, tmp_path / "no" / "such", tmp_path / ("x" * 300), Path("~nobody/x")):
+    for path in (file, tmp_path, tmp_path / "no" / "such", tmp_path / ("x" * 300), Path("~no-such-user/x")):
         said = talk(f"/save {path}\none\n")
         assert said.code == 2 and str(path) in said.err and len(said.out.splitlines()) == 1, said
         assert "--force" not in said.err, "there is no such option in a conversation"
