@@ -15,10 +15,12 @@ from pathlib import Path
 from assay.accel.generate import generate, generate_batch, stream_generate
 from assay.accel.model import ARITHMETICS, Model
 from assay.formats import ModelFile, open_model
+from assay.formats.contract.arguments import checked
 
 __all__ = ["ARITHMETICS", "Model", "generate", "generate_batch", "load", "stream_generate"]
 
 
+@checked
 def load(model: str | Path | ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str | None = None,
          nfc: bool = True, progress: Callable[[int, int], None] | None = None) -> Model:  # fmt: skip
     """The fast engine for a model file (or a path to one); packs its weights onto the device.

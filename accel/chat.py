@@ -20,8 +20,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from assay.formats import ModelFile
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.messages import checked_control_tokens, checked_messages, checked_tools
+from assay.formats.contract.messages import checked_control_tokens, checked_messages, checked_tools, opens_answer
 from assay.formats.errors import InputError, TemplateError
 from assay.formats.system.python_child import python_child
 
@@ -32,37 +34,57 @@ PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0
 """Unicode's three private-use areas."""
 
 
-def render(messages: Sequence[Mapping[str, Any]], template: str, *, control_tokens: Sequence[str] = (),
-           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-           special_in_content: bool = False, bos_token: str = "", eos_token: str = "",
-           now: datetime | None = None) -> Prompt:  # fmt: skip
+def chat_prompt(file: ModelFile, messages: Sequence[Mapping[str, Any]], *,
+                tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool | None = None,
+                continue_final_message: bool = False) -> Prompt:  # fmt: skip
+    """The prompt for a conversation with the model of ``file``; the rest as of :func:`render`."""
+    vocabulary = file.vocabulary
+    return render(messages, file.chat_template or "", tools=tools, add_generation_prompt=add_generation_prompt,
+                  continue_final_message=continue_final_message, control_tokens=vocabulary.control_tokens,
+                  bos_token=vocabulary.text_of(vocabulary.bos_id),
+                  eos_token=vocabulary.text_of(vocabulary.eos_id))  # fmt: skip
+
+
+@checked
+def render(messages: Sequence[Mapping[str, Any]], template: str | None, *, control_tokens: Sequence[str] = (),
+           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool | None = None,
+           continue_final_message: bool = False, special_in_content: bool = False, bos_token: str = "",
+           eos_token: str = "", now: datetime | None = None) -> Prompt:  # fmt: skip
     """The prompt for ``messages`` (and ``tools``), as ``template`` renders it.
 
     ``literal`` of the result lists where content (messages' text, tool definitions, names and arguments of
     calls) spells one of ``control_tokens``; it is empty with ``special_in_content``, which lets content write
-    control tokens. ``now`` is the moment that the template's ``strftime_now`` shows, the present if None.
-    Raises InputError for messages that break the rules of ``formats/contract/messages.py``, TemplateError for a
-    template that is missing, refused, fails, or exceeds a limit on time, memory or output.
+    control tokens. What a message must be, and what the two flags make of the end: ``formats/contract/messages.py``.
+    ``now`` is the moment that the template's ``strftime_now`` shows, the present if None.
+    Raises InputError for messages that break those rules, TemplateError for a template that is missing, refused, fails,
+    leaves out the message that is to be continued, or exceeds a limit on time, memory or output.
     """
-    check_template(template)
+    template = checked_template(template)
     messages, tools = checked_messages(messages), checked_tools(tools)
     spellings = [] if special_in_content else checked_control_tokens(control_tokens)
-    mask = placeholders(spellings, json.dumps([template, messages, tools], ensure_ascii=False))
+    opens = opens_answer(messages, add_generation_prompt, continue_final_message)
+    everything = json.dumps([template, messages, tools], ensure_ascii=False)
+    mask = placeholders(spellings, everything)
+    messages = [masked_message(message, mask) for message in messages]
+    end = ""
+    if continue_final_message:
+        (end,) = placeholders([""], everything + "".join(mask.values())).values()
+        messages[-1]["content"] += end + " "
     request = {
         "template": template,
-        "messages": [masked_message(message, mask) for message in messages],
+        "messages": messages,
         "tools": masked(tools, mask),
-        "add_generation_prompt": bool(add_generation_prompt),
+        "add_generation_prompt": opens,
         "bos_token": bos_token,
         "eos_token": eos_token,
         "now": (now or datetime.now()).isoformat(),
     }
-    return unmasked(rendered(run_child(request)), mask)
+    return unmasked(up_to(end, rendered(run_child(request))), mask)
 
 
-def check_template(template: str) -> None:
-    """TemplateError for a template that is missing, not text, or longer than MAX_TEMPLATE_BYTES."""
-    if not isinstance(template, str) or not template:
+def checked_template(template: str | None) -> str:
+    """The template; TemplateError if it is missing, not valid text, or longer than MAX_TEMPLATE_BYTES."""
+    if not template:
         raise TemplateError("the model has no chat template", where="tokenizer.chat_template",
                             remedy="It is not a chat model: give raw text as the prompt.")  # fmt: skip
     try:
@@ -71,6 +93,7 @@ def check_template(template: str) -> None:
         raise failed("it is not valid Unicode") from None
     if size > MAX_TEMPLATE_BYTES:
         raise failed(f"it has {size} bytes, more than {MAX_TEMPLATE_BYTES}")
+    return template
 
 
 def failed(reason: str) -> TemplateError:
@@ -134,6 +157,21 @@ def unmasked(text: str, mask: Mapping[str, str]) -> Prompt:
         parts.append(part)
         position += len(part)
     return Prompt("".join(parts), tuple(literal))
+
+
+def up_to(end: str, text: str) -> str:
+    """``text`` before the last ``end``, which stands at the end of what is to be continued; all of it without ``end``.
+
+    A blank was put behind it. Where that is gone the template strips content, so this one's own blanks go as well, as
+    if it had been rendered without ``end`` (and as transformers does).
+    """
+    if not end:
+        return text
+    before, found, after = text.rpartition(end)
+    if not found:
+        raise failed("it does not show the message that is to be continued")
+    kept = before if after.startswith(" ") else before.rstrip()
+    return kept.replace(f"{end} ", "").replace(end, "")  # where the template shows that text twice
 
 
 def run_child(request: dict[str, Any]) -> Any:

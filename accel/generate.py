@@ -21,15 +21,17 @@ from assay.accel.model import Model, not_finite
 from assay.accel.sampler import SampledToken, Settings, settings_of
 from assay.accel.steps import MOST_STEPS
 from assay.formats import InputError
-from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings
+from assay.formats.contract.arguments import checked
+from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings, TopCount
 
 STREAM_INTERVAL = 0.1
 """Seconds: about how often a stream hands out text."""
 MAX_SEQUENCES = 16
 
 
-def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
-             sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
+@checked
+def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int | None = None,
+             sampling: Sampling | None = None, stop: str | Sequence[str] = (), logprobs: TopCount = 0,
              cache: KVCache | None = None) -> Generation:  # fmt: skip
     """Generate and return everything at once; arguments and errors as in :func:`stream_generate`."""
     result = Generation(text_of(prompt), encode(model, prompt), timings=Timings(open_s=model.open_s))
@@ -50,22 +52,24 @@ def encode(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
     if isinstance(prompt, str | Prompt):
         model.file.check_text(prompt)
         return model.tokenizer.encode(prompt)
-    return [int(i) for i in prompt]
+    return list(prompt)
 
 
-def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
-                    sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
+@checked
+def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int | None = None,
+                    sampling: Sampling | None = None, stop: str | Sequence[str] = (), logprobs: TopCount = 0,
                     cache: KVCache | None = None, timings: Timings | None = None,
                     interval: float = STREAM_INTERVAL) -> Generator[Step]:  # fmt: skip
     """Generate up to ``max_tokens`` tokens after ``prompt`` (text, or ids), yielding each as it is chosen.
 
-    Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
-    ``max_tokens``. ``cache`` may hold an earlier conversation: the part of the prompt it already holds is not
-    read again. Tokens come in runs of about ``interval`` seconds. Raises InputError for a prompt that does not fit
-    the context together with ``max_tokens``, NumericError for a logit that is not a number.
+    Ends at any end token of the file, or when the text contains ``stop`` or one of them (which is cut off), or at
+    ``max_tokens`` (None: 128, or what is left of the context if that is less). ``cache`` may hold an earlier
+    conversation: the part of the prompt it already holds is not read again. Tokens come in bursts of about ``interval``
+    seconds. Raises InputError for a prompt that does not fit the context together with ``max_tokens``, NumericError
+    for a logit that is not a number.
     """
     ids = encode(model, prompt)
-    model.file.check_ids(ids, max_tokens=max_tokens)
+    max_tokens = model.file.room_after(ids, max_tokens)
     timings, settings = timings or Timings(), settings_of(sampling or Sampling())
     cache = model.new_cache() if cache is None else cache
     writer = Writer(model, stop, max_tokens)
@@ -86,9 +90,10 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
             yield writer.step(jax.tree.map(lambda a: a[0], step))
 
 
-def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]], *, max_tokens: int = 128,
-                   sampling: Sampling | None = None, stop: Sequence[str] = (),
-                   logprobs: int = 0) -> list[Generation]:  # fmt: skip
+@checked
+def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]], *, max_tokens: int | None = None,
+                   sampling: Sampling | None = None, stop: str | Sequence[str] = (),
+                   logprobs: TopCount = 0) -> list[Generation]:  # fmt: skip
     """Generate for 1 to 16 prompts side by side; arguments and errors as in :func:`stream_generate`.
 
     Prompts are read one after the other, answers are decoded together: every step reads the weights once, and computes
@@ -97,14 +102,14 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
     """
     if not 1 <= len(prompts) <= MAX_SEQUENCES:
         raise InputError(f"{len(prompts)} prompts", where="batch", remedy=f"Give 1 to {MAX_SEQUENCES}")
-    settings, results = settings_of(sampling or Sampling()), []
+    settings, results, writers = settings_of(sampling or Sampling()), [], []
     for prompt in prompts:
         result = Generation(text_of(prompt), encode(model, prompt), timings=Timings(open_s=model.open_s))
-        model.file.check_ids(result.prompt_ids, max_tokens=max_tokens)
         results.append(result)
-    if max_tokens < 1:
+        writers.append(Writer(model, stop, model.file.room_after(result.prompt_ids, max_tokens)))
+    if max_tokens == 0:
         return results
-    writers, caches = [Writer(model, stop, max_tokens) for _ in prompts], [model.new_cache() for _ in prompts]
+    caches = [model.new_cache() for _ in prompts]
     clock, seens = Clock(model, Timings()), []
     for result, writer, cache in zip(results, writers, caches, strict=True):
         first, seen = read_prompt(model, result.prompt_ids, cache, settings, logprobs, clock)
@@ -113,9 +118,11 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
     cache, seen = caches[0], jnp.concatenate(seens)
     cache.join(caches[1:])
     while not all(writer.finish_reason for writer in writers):
-        n_written = max(writer.n_written for writer in writers if not writer.finish_reason)
+        going_on = [writer for writer in writers if not writer.finish_reason]
+        n_written = max(writer.n_written for writer in going_on)
+        n_left = min(writer.max_tokens - writer.n_written for writer in going_on)
         ended = np.array([writer.finish_reason is not None for writer in writers])
-        n_steps = clock.steps_wanted(math.inf, max_tokens - n_written)
+        n_steps = clock.steps_wanted(math.inf, n_left)
         last = [writer.last for writer in writers]
         choices, made, _, seen = model.decode_steps(last, cache, seen, settings, n_written, n_steps, ended, logprobs)
         for step in on_host(choices, int(made)):
@@ -188,13 +195,13 @@ class Writer:
     text is always found whole in ``pending``.
     """
 
-    def __init__(self, model: Model, stop: Sequence[str], max_tokens: int) -> None:
+    def __init__(self, model: Model, stop: str | Sequence[str], max_tokens: int) -> None:
         self.vocabulary = model.file.vocabulary
         self.max_tokens = max_tokens
         self.n_written = 0
         self.last = -1
         self.decoder = model.tokenizer.stream()
-        self.stop = [s for s in stop if s]
+        self.stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
         self.pending = ""
         self.finish_reason: str | None = None
         self.stopped_by: str | None = None

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import io_callback
 
 from assay.accel.attention import CACHE_TYPES, KVCache
-from assay.accel.chat import render
+from assay.accel.chat import chat_prompt
 from assay.accel.device import dense_type, leave_room_for_callbacks
 from assay.accel.matmul import FEW_TOKENS
 from assay.accel.pack import pack, plan
@@ -29,6 +29,7 @@ from assay.accel.sampler import SampledToken, Settings, settings_of
 from assay.accel.steps import State, decode, read, read_all
 from assay.accel.tokenizer import Tokenizer
 from assay.formats import InputError, ModelFile, NumericError
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt, Sampling, Tap, identity
 
 ARITHMETICS = ("fast", "f32")
@@ -48,6 +49,7 @@ program anyway, and compiling one for 8 tokens takes longer than reading them so
 class Model:
     """The fast engine (``assay.formats.contract.engine.Engine``): one model file packed onto the device."""
 
+    @checked
     def __init__(self, file: ModelFile, *, arith: str = ARITHMETICS[0], cache_type: str | None = None, nfc: bool = True,
                  progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
         if cache_type is None:
@@ -76,14 +78,13 @@ class Model:
             self.tokenizer = tokenizer.result()
         give_back_memory()
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], *,
-                    tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:  # fmt: skip
-        """The prompt for a conversation, by the file's own template; errors as ``chat.render``."""
-        vocabulary = self.file.vocabulary
-        return render(messages, self.file.chat_template or "", tools=tools,
-                      control_tokens=vocabulary.control_tokens,
-                      bos_token=vocabulary.text_of(vocabulary.bos_id),
-                      eos_token=vocabulary.text_of(vocabulary.eos_id))  # fmt: skip
+    @checked
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+                    add_generation_prompt: bool | None = None,
+                    continue_final_message: bool = False) -> Prompt:  # fmt: skip
+        """The prompt for a conversation, by the file's own template; arguments and errors as of ``chat.render``."""
+        return chat_prompt(self.file, messages, tools=tools, add_generation_prompt=add_generation_prompt,
+                           continue_final_message=continue_final_message)  # fmt: skip
 
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""
@@ -96,16 +97,19 @@ class Model:
         seen[0, list(ids)] = True
         return jnp.asarray(seen)
 
+    @checked
     def prefill(self, ids: Sequence[int], cache: KVCache | None = None) -> tuple[np.ndarray, KVCache]:
         """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
         cache = self.new_cache() if cache is None else cache
         _, logits, _ = self.read(ids, cache, self.new_seen([]), settings_of(Sampling()))
         return finite_logits(logits)[0], cache
 
+    @checked
     def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
         """Append one token; logits [n_vocab] after it, and the cache."""
         return self.prefill([token], cache)
 
+    @checked
     def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
         """Logits [n_tokens, n_vocab] of every position of a sequence that starts at position 0.
 

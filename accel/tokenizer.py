@@ -12,7 +12,6 @@ newer than Unicode 9, typed out of canonical order, may be encoded in the order 
 from __future__ import annotations
 
 import codecs
-import operator
 import re
 from collections.abc import Iterable, Iterator
 
@@ -22,6 +21,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
 from assay.formats.errors import InputError, ModelError
@@ -91,6 +91,7 @@ class Tokenizer:
     ModelError if the file names an unknown pre-tokeniser, or its tokens and merges do not fit together.
     """
 
+    @checked
     def __init__(self, vocabulary: Vocabulary, *, nfc: bool = True) -> None:
         self.vocabulary = vocabulary
         self._pipeline = _pipeline(vocabulary, nfc)
@@ -98,6 +99,7 @@ class Tokenizer:
         self._user_defined = {vocabulary.tokens[i]: i for i in vocabulary.ids_of_kind(USER_DEFINED)}
         self._any_control, self._any_user_defined = _any_of(self._control), _any_of(self._user_defined)
 
+    @checked
     def encode(self, prompt: Prompt | str, *, special: bool = True, bos: bool | None = None) -> list[int]:
         """Ids of a prompt.
 
@@ -127,6 +129,7 @@ class Tokenizer:
                              remedy="Encode with bos=False.")
         return ids if ids and ids[0] == bos_id else [bos_id, *ids]
 
+    @checked
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
         """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens.
 
@@ -134,30 +137,28 @@ class Tokenizer:
         """
         return b"".join([self._shown(token_id, special) for token_id in ids]).decode("utf-8", "replace")
 
+    @checked
     def stream(self, *, special: bool = True) -> Stream:
         """A decoder that takes one id at a time."""
         return Stream(self, special)
 
+    @checked
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes one token stands for. InputError for an id outside the vocabulary."""
         return self._shown(token_id, special=True)
 
     def _shown(self, token_id: int, special: bool) -> bytes:
-        try:
-            index = operator.index(token_id)
-        except TypeError:
-            raise InputError(f"{token_id!r} is not a token id", where="ids") from None
-        if not 0 <= index < len(self.vocabulary):
-            raise InputError(f"token id {index} is not in 0..{len(self.vocabulary) - 1}", where="ids")
-        token, kind = self.vocabulary.tokens[index], self.vocabulary.kinds[index]
+        if not 0 <= token_id < len(self.vocabulary):
+            raise InputError(f"token id {token_id} is not in 0..{len(self.vocabulary) - 1}", where="ids")
+        token, kind = self.vocabulary.tokens[token_id], self.vocabulary.kinds[token_id]
         if kind == UNUSED:
-            return UNDEFINED.format(index).encode()
+            return UNDEFINED.format(token_id).encode()
         if kind != NORMAL:
             return b"" if kind == CONTROL and not special else token.encode()
         try:
             return bytes([BYTES[character] for character in token])
         except KeyError as error:
-            raise ModelError(f"{error.args[0]!r} in token {index} ({token!r}) stands for no byte",
+            raise ModelError(f"{error.args[0]!r} in token {token_id} ({token!r}) stands for no byte",
                              where="vocabulary") from None
 
     def _named_tokens(self, prompt: Prompt, special: bool) -> Iterator[tuple[int, int, int]]:
@@ -193,6 +194,7 @@ class Stream:
         self._tokenizer, self._special = tokenizer, special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @checked
     def push(self, token_id: int) -> str:
         """Text that became certain with this id, often empty in the middle of a character."""
         return self._utf8.decode(self._tokenizer._shown(token_id, self._special))

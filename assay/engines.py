@@ -12,6 +12,7 @@ from typing import Any
 
 from assay.fetch.pull import locate
 from assay.formats import InputError, ModelFile
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Generation, Prompt, Step
 from assay.goldens import BUILTIN
 
@@ -19,11 +20,13 @@ ENGINES = ("accel", "reference")
 BUILTIN_NAME = "builtin"
 
 
+@checked
 def find(model: str | Path, **pull_options: Any) -> Path:
     """The path of a model: the built-in one, an existing file, or a catalogue entry, pulled on first use."""
     return BUILTIN if model == BUILTIN_NAME else locate(str(model), **pull_options)
 
 
+@checked
 def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel", arith: str | None = None,
          cache_type: str | None = None, nfc: bool = True, cache_weights: bool = False,
          progress: Callable[[int, int], None] | None = None) -> Any:  # fmt: skip
@@ -56,16 +59,19 @@ def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel",
     return import_module(f"assay.{engine}").load(file, **options)
 
 
+@checked
 def generate(model: Any, prompt: str | Prompt | Sequence[int], **options: Any) -> Generation:
     """The ``generate`` of the engine that ``model`` belongs to; see there for the options."""
     return package_of(model).generate(model, prompt, **options)
 
 
+@checked
 def stream_generate(model: Any, prompt: str | Prompt | Sequence[int], **options: Any) -> Iterator[Step]:
     """The ``stream_generate`` of the engine that ``model`` belongs to; see there for the options."""
     return package_of(model).stream_generate(model, prompt, **options)
 
 
+@checked
 def generate_batch(model: Any, prompts: Sequence[str | Prompt | Sequence[int]], **options: Any) -> list[Generation]:
     """An answer to each prompt, all decoded at once where the engine can (``decodes_together``), else one by one.
 
@@ -81,11 +87,17 @@ def generate_batch(model: Any, prompts: Sequence[str | Prompt | Sequence[int]], 
     return answers
 
 
+@checked
 def decodes_together(model: Any) -> bool:
     """Whether the engine of ``model`` reads one token of many sequences in one step."""
     return hasattr(package_of(model), "generate_batch")
 
 
 def package_of(model: Any) -> Any:
-    """The engine package in which the model's class is defined."""
-    return import_module(type(model).__module__.rpartition(".")[0])
+    """The engine package in which the model's class, or one that it derives from, is defined; InputError if in none."""
+    homes = {kind.__module__.rpartition(".")[0] for kind in type(model).__mro__}
+    for engine in ENGINES:
+        if f"assay.{engine}" in homes:
+            return import_module(f"assay.{engine}")
+    raise InputError(f"a {type(model).__name__} is not an engine", where="model",
+                     remedy="Give what assay.load returned")  # fmt: skip

@@ -22,6 +22,7 @@ from assay.formats.containers.cursor import shown
 from assay.formats.containers.gguf import GGUF
 from assay.formats.containers.hf_folder import HFFolder
 from assay.formats.containers.opening import open_container
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.config import Config, tensor_shapes
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import Vocabulary
@@ -34,6 +35,8 @@ from assay.formats.qwen2.doubts import chat_doubts, doubts
 from assay.formats.qwen2.token_bound import least_tokens
 from assay.formats.system.atomic_file import sha256_of_files
 
+MAX_TOKENS = 128
+"""Generated where nobody says how many."""
 NAMED_AT_MOST = 4  # culprits listed in one error line
 
 
@@ -71,10 +74,12 @@ class Tensor:
     def row_bytes(self) -> int:
         return self.row_elements // self.type.block_elements * self.type.block_bytes
 
+    @checked
     def raw(self, rows: slice = slice(None)) -> np.ndarray:
         """The bytes, uint8 [n_rows, row_bytes], read-only."""
         return self.read(rows)
 
+    @checked
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows ``start:stop`` decoded to f32 [stop - start, shape[-1]].
 
@@ -89,6 +94,7 @@ class Tensor:
         """The whole tensor, f32, in its own shape."""
         return self.rows(0, self.n_rows).reshape(self.shape)
 
+    @checked
     def check_finite(self, rows: slice = slice(None)) -> None:
         """Raise FormatError if a scale in ``rows`` is NaN or infinite (the method ``rows`` does so by itself)."""
         self._require_finite(self.raw(rows))
@@ -130,23 +136,51 @@ class ModelFile:
         """
         return sha256_of_files(self.files or (self.path,))
 
-    def check_ids(self, ids: Sequence[int], *, n_past: int = 0, max_tokens: int = 0) -> None:
-        """Raise InputError unless ``ids`` are one or more embedding rows that fit the context.
-
-        ``n_past`` tokens before them and ``max_tokens`` after them must fit as well: a prompt is never cut.
-        """
+    @checked
+    def check_known(self, ids: Sequence[int]) -> None:
+        """Raise InputError unless ``ids`` are one or more rows of the embedding, of any number."""
         if not len(ids):
             raise InputError("there are no tokens to read", where="prompt", remedy="Give at least one token")
         if bad := [i for i in ids if not 0 <= i < self.config.n_vocab]:
             raise InputError(f"token id {bad[0]} is outside the vocabulary of {self.config.n_vocab}",
                              where="prompt", remedy="Encode the prompt with this model's tokenizer")  # fmt: skip
+
+    @checked
+    def check_ids(self, ids: Sequence[int], *, n_past: int = 0, max_tokens: int = 0) -> None:
+        """Raise InputError unless ``ids`` are one or more embedding rows that fit the context.
+
+        ``n_past`` tokens before them and ``max_tokens`` after them must fit as well: a prompt is never cut.
+        """
+        self.check_known(ids)
         if max_tokens < 0:
-            raise InputError(f"{max_tokens} tokens cannot be generated", where="--max-tokens")
-        wanted = n_past + len(ids) + max_tokens
-        if wanted > self.config.context_length:
-            raise InputError(f"{n_past + len(ids)} tokens of prompt and {max_tokens} to generate exceed the "
-                             f"context of {self.config.context_length}", where="prompt",
-                             remedy="Shorten the prompt or --max-tokens; nothing is cut silently")  # fmt: skip
+            raise InputError(f"{max_tokens} tokens cannot be generated", where="--max-tokens", remedy="Give 0 or more")
+        n_read, context = n_past + len(ids), self.config.context_length
+        if n_read + max_tokens > context:
+            more = f" and {max_tokens} to generate" if max_tokens else ""
+            raise InputError(f"{n_read} tokens of prompt{more} exceed the context of {context}", where="prompt",
+                             remedy=f"Shorten the prompt{' or --max-tokens' if more else ''}; nothing is cut silently")
+
+    @checked
+    def room_after(self, ids: Sequence[int], max_tokens: int | None = None) -> int:
+        """How many tokens to generate after ``ids``: ``max_tokens``, which must fit the context with them.
+
+        None: MAX_TOKENS, or what is left of the context if that is less. Raises InputError as :func:`check_ids`, and
+        where nothing is left.
+        """
+        if max_tokens is not None:
+            self.check_ids(ids, max_tokens=max_tokens)
+            return max_tokens
+        return self.room_left(ids, MAX_TOKENS)
+
+    @checked
+    def room_left(self, ids: Sequence[int], most: int) -> int:
+        """``most``, or what is left of the context after ``ids`` if that is less; InputError where nothing is left."""
+        self.check_known(ids)
+        context = self.config.context_length
+        if len(ids) >= context:
+            raise InputError(f"{len(ids)} tokens of prompt leave no room for an answer in the context of {context}",
+                             where="prompt", remedy="Shorten the prompt; nothing is cut silently")  # fmt: skip
+        return min(most, context - len(ids))
 
     def check_text(self, prompt: str | Prompt, most: int | None = None) -> None:
         """Raise InputError for a text that is sure to have more than ``most`` tokens (None: those of the context).
@@ -168,6 +202,7 @@ class ModelFile:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+@checked
 def open_model(path: str | Path) -> ModelFile:
     """Open a model file (GGUF v2 or v3, APR v2) or Hugging Face folder (Qwen2 architecture) and check what it promises.
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+from assay.formats.contract.arguments import checked
+
 Levels = Mapping[str, str]
 
 
+@checked
 def attribute(cells: Sequence[tuple[Levels, bool]]) -> list[dict[str, str]]:
     """The conditions under which ``cells`` (levels, failed) fail; empty if none does, ``[{}]`` if all do."""
     failed = {i for i, (_, bad) in enumerate(cells) if bad}

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from assay.formats import NumericError
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine, Tap
 from assay.parity.distance import distance
 from assay.parity.precision import Key
@@ -64,6 +65,7 @@ class Finding:
         return found.relative_l2 if found else float("nan")
 
 
+@checked
 def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], limits: NoiseFloor,
            tolerance: float = TOLERANCE_FACTOR) -> Finding:  # fmt: skip
     """Find the stages of ``candidate`` that compute something wrong on ``ids``.

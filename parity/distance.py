@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from assay.formats.contract.arguments import checked
 from assay.parity.precision import float_step
 
 
@@ -32,6 +33,7 @@ class Distance(NamedTuple):
     """Elements of x that are NaN or infinite."""
 
 
+@checked
 def distance(found: np.ndarray, truth: np.ndarray) -> Distance:
     """``found`` against ``truth``, first axis positions, the rest of any shape; computed in f64."""
     x, t = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (found, truth))

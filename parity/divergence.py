@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from assay.formats.contract.arguments import checked
+
 TOP = 10
 """Likeliest tokens whose sets are compared."""
 LEAK = 1e-5
@@ -36,6 +38,7 @@ class Divergence(NamedTuple):
     """bool: the candidate named only some tokens, so its ``kl`` is a lower bound."""
 
 
+@checked
 def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = (), rows: int = 64) -> Divergence:
     """Of logits [n, n_vocab], ``rows`` positions at a time; ``following``: the token after each, as far as known.
 
@@ -85,6 +88,7 @@ def likeliest(x: np.ndarray, n: int) -> list[list[int]]:
     return np.argpartition(-np.where(np.isnan(x), -np.inf, x), n - 1, axis=1)[:, :n].tolist()
 
 
+@checked
 def statistics(found: Divergence) -> dict[str, float | None]:
     """The figures of ``--kl-divergence``: perplexities, KL and its quantiles, what became of the next token.
 

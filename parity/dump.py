@@ -32,6 +32,7 @@ import numpy as np
 
 from assay.formats.containers.cursor import opened
 from assay.formats.containers.strict_json import read_object
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.config import STAGES, WHOLE_MODEL_STAGES, Config
 from assay.formats.contract.engine import Prompt
 from assay.formats.errors import FormatError, InputError
@@ -114,6 +115,7 @@ def file_of(stage: str, layer: int | None, layout: str) -> str:
     return f"{'' if layer is None else f'layer-{layer}/'}{name}.{LAYOUTS[layout]}"
 
 
+@checked
 def read(folder: Path, ids: Sequence[int] | None = None, config: Config | None = None) -> Dump:
     """Open a dump. Without a manifest it needs ``ids``, and ``config`` to tell q from k from v.
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine
 from assay.parity.distance import over
 from assay.parity.divergence import Divergence, block_bootstrap, divergence
@@ -73,6 +74,7 @@ def by_prefill_then_decode(engine: Engine, ids: Sequence[int], n: int) -> np.nda
     return np.stack(rows)
 
 
+@checked
 def teacher_forced(truth: Engine, oracle: Engine, candidate: Engine, ids: Sequence[int], declared: Precision, *,
                    n_vocab: int, runs: int = 4, read: Read = by_prefill, seed: int = 0) -> Positions:  # fmt: skip
     """Every position of ``ids``, each after the true tokens before it; ``n_vocab``: logits that stand for a token."""
@@ -81,6 +83,7 @@ def teacher_forced(truth: Engine, oracle: Engine, candidate: Engine, ids: Sequen
     return observe(predicted, read(candidate, ids)[:, :n_vocab], ids[1:])
 
 
+@checked
 def observe(predicted: Prediction, found: np.ndarray, following: Sequence[int] = ()) -> Positions:
     """What became of the prediction in a candidate's logits ``found`` [n_positions, n_vocab]."""
     return Positions(
@@ -94,6 +97,7 @@ def observe(predicted: Prediction, found: np.ndarray, following: Sequence[int] =
     )
 
 
+@checked
 def joined(parts: Sequence[Positions]) -> Positions:
     """Several stretches as one."""
     *arrays, divergences = zip(*parts, strict=True)
@@ -146,6 +150,7 @@ class Account(NamedTuple):
     """Whether the candidate named only some tokens somewhere: the KL is at least kl_mean then."""
 
 
+@checked
 def account(positions: Positions) -> Account:
     """The flips of some positions held against the prediction."""
     p, flipped = positions.probability, positions.flipped

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from assay.formats.contract.arguments import checked
 from assay.parity.flips import EXPLAINED, count_p_value, noise_ratio
 from assay.parity.prediction import Prediction
 from assay.parity.sample import first_difference
@@ -60,6 +61,7 @@ class FreeRun(NamedTuple):
         return tuple(split for split in self.splits if split.probability < EXPLAINED)
 
 
+@checked
 def free_run(generate: Generate, prompt: Sequence[int], answer: Sequence[int], predicted: Prediction) -> FreeRun:
     """Let a candidate write ``answer``; ``predicted``: of the positions that each of its tokens comes from."""
     splits, at = [], 0

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.config import Config
 from assay.formats.contract.engine import Tap
 
@@ -167,6 +168,7 @@ CACHE_BITS = {"f32": 23, "f16": 10, "bf16": 7}
 """Bits after the leading one in which keys and values are kept."""
 
 
+@checked
 def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Key, int],
               config: Config) -> Precision | None:  # fmt: skip
     """What the engine of this fingerprint declares to round when it reads ``n_at_once`` tokens at a time.

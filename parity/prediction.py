@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from assay.formats.contract.arguments import checked
 from assay.parity.precision import Precision, Tapped, each_run
 
 RIVALS = 8
@@ -51,6 +52,7 @@ class Prediction(NamedTuple):
         return Prediction(*(array[some] for array in self))
 
 
+@checked
 def predict(exact: np.ndarray, oracle: Tapped, ids: Sequence[int], declared: Precision, *, runs: int = 4, seed: int = 0,
             kept: Kept = anew) -> Prediction:  # fmt: skip
     """The prediction for every position of ``ids``, whose true logits are ``exact`` [n_tokens, n_vocab].

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from assay.formats import InputError, NumericError
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Tap, identity
 from assay.parity.distance import Distance, distance
 from assay.parity.precision import Key, Precision, Tapped, each_run
@@ -38,6 +39,7 @@ def demand_few(ids: Sequence[int], where: str, remedy: str) -> None:
         raise InputError(f"{len(ids)} tokens, but stages are kept for at most {MAX_TOKENS}", where=where, remedy=remedy)
 
 
+@checked
 def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     """Every activation of ``forward(ids)``, in the order in which they are computed."""
     shown: Activations = {}
@@ -50,6 +52,7 @@ def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     return shown
 
 
+@checked
 def accumulated(
     engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = identity
 ) -> Distances:
@@ -57,6 +60,7 @@ def accumulated(
     return _compare(engine, ids, truth, noise)
 
 
+@checked
 def local(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = identity) -> Distances:
     """Distance of every stage when it is fed with the truth, moved by ``noise``."""
 
@@ -86,8 +90,9 @@ MEASURES = ("relative_l2", "worst_position", "peak")
 NoiseFloor = dict[Key, Mapping[str, float]]
 
 
+@checked
 def noise_floor(oracle: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
-          runs: int = 4) -> NoiseFloor:  # fmt: skip
+                runs: int = 4) -> NoiseFloor:  # fmt: skip
     """The largest of each measure of a stage's local error that ``runs`` perturbed runs of the oracle showed."""
 
     def perturbed(seed: int) -> Distances:

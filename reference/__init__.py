@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from assay.formats import ModelFile, open_model
+from assay.formats.contract.arguments import checked
 from assay.reference.arithmetic import ARITHMETICS
 from assay.reference.generate import generate, stream_generate
 from assay.reference.model import Model
@@ -18,6 +19,7 @@ from assay.reference.model import Model
 __all__ = ["ARITHMETICS", "Model", "generate", "load", "stream_generate"]
 
 
+@checked
 def load(model: str | Path | ModelFile, *, arith: str = "f32", cache_weights: bool = False,
          nfc: bool = True) -> Model:  # fmt: skip
     """The oracle for a model file (or a path to one), in the arithmetic called ``arith``.

@@ -18,8 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from assay.formats import ModelFile
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.messages import checked_control_tokens, checked_messages, checked_tools
+from assay.formats.contract.messages import checked_control_tokens, checked_messages, checked_tools, opens_answer
 from assay.formats.errors import TemplateError
 
 Piece = tuple[str, bool]
@@ -45,29 +47,45 @@ FLAVOURS = {
 """SHA-256 of the template's UTF-8 text, as :func:`as_jinja_reads` gives it -> what it means."""
 
 
-def render(messages: Sequence[Mapping[str, Any]], template: str, *, control_tokens: Sequence[str] = (),
-           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-           special_in_content: bool = False, bos_token: str = "", eos_token: str = "",
-           now: datetime | None = None) -> Prompt:  # fmt: skip
+def chat_prompt(file: ModelFile, messages: Sequence[Mapping[str, Any]], *,
+                tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool | None = None,
+                continue_final_message: bool = False) -> Prompt:  # fmt: skip
+    """The prompt for a conversation with the model of ``file``; the rest as of :func:`render`."""
+    vocabulary = file.vocabulary
+    return render(messages, file.chat_template or "", tools=tools, add_generation_prompt=add_generation_prompt,
+                  continue_final_message=continue_final_message, control_tokens=vocabulary.control_tokens,
+                  bos_token=vocabulary.text_of(vocabulary.bos_id),
+                  eos_token=vocabulary.text_of(vocabulary.eos_id))  # fmt: skip
+
+
+@checked
+def render(messages: Sequence[Mapping[str, Any]], template: str | None, *, control_tokens: Sequence[str] = (),
+           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool | None = None,
+           continue_final_message: bool = False, special_in_content: bool = False, bos_token: str = "",
+           eos_token: str = "", now: datetime | None = None) -> Prompt:  # fmt: skip
     """The prompt for ``messages`` (and ``tools``), as the model file's ``template`` means it.
 
     ``literal`` of the result lists where content (messages' text, tool definitions, names and arguments of
     calls) spells one of ``control_tokens``; it is empty with ``special_in_content``, which lets content write
-    control tokens. No known template mentions ``bos_token``, ``eos_token`` or the date ``now``: they are here
-    because the fast twin, which runs any template, needs them. Raises InputError for messages that break the
-    rules of ``formats/contract/messages.py``, TemplateError for a missing or unknown template.
+    control tokens. What a message must be, and what the two flags make of the end: ``formats/contract/messages.py``.
+    No known template mentions ``bos_token``, ``eos_token`` or the date ``now``: they are here
+    because the fast twin, which runs any template, needs them. Raises InputError for messages that break those
+    rules, TemplateError for a missing or unknown template.
     """
     flavour = flavour_of(template)
     messages, tools = checked_messages(messages), checked_tools(tools)
     spellings = [] if special_in_content else checked_control_tokens(control_tokens)
     spelling = re.compile("(" + ("|".join(map(re.escape, spellings)) or "(?!)") + ")")  # (?!) matches nothing
+    opens = opens_answer(messages, add_generation_prompt, continue_final_message)
     prompt = [*system_turn(messages[0], tools, flavour, spelling), *turns(messages, spelling)]
-    return assemble([*prompt, ("<|im_start|>assistant\n" if add_generation_prompt else "", False)])
+    if continue_final_message:
+        prompt.pop()  # what ends the last turn
+    return assemble([*prompt, ("<|im_start|>assistant\n" if opens else "", False)])
 
 
-def flavour_of(template: str) -> Flavour:
+def flavour_of(template: str | None) -> Flavour:
     """What ``template`` means; TemplateError if it is missing or none that the oracle knows."""
-    if not isinstance(template, str) or not template:
+    if not template:
         raise TemplateError("the model has no chat template", where="tokenizer.chat_template",
                             remedy="It is not a chat model: give raw text as the prompt.")  # fmt: skip
     known = FLAVOURS.get(digest_of(as_jinja_reads(template)))

@@ -10,25 +10,27 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings
+from assay.formats.contract.arguments import checked
+from assay.formats.contract.engine import Generation, Prompt, Sampling, Step, Timings, TopCount
 from assay.reference.attention import KVCache
 from assay.reference.model import Model
 from assay.reference.sampler import sample
 
 
-def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
-                    sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
+@checked
+def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int | None = None,
+                    sampling: Sampling | None = None, stop: str | Sequence[str] = (), logprobs: TopCount = 0,
                     cache: KVCache | None = None, timings: Timings | None = None) -> Iterator[Step]:  # fmt: skip
     """Generate up to ``max_tokens`` tokens after ``prompt`` (text, or ids), yielding each as it is chosen.
 
-    Ends at any end token of the file, or when the text contains one of ``stop`` (which is cut off), or at
-    ``max_tokens``. ``cache`` may hold an earlier conversation: the part of the prompt it already holds is not
-    read again. Raises InputError for a prompt that does not fit the context together with ``max_tokens``,
-    NumericError for a logit that is not a number.
+    Ends at any end token of the file, or when the text contains ``stop`` or one of them (which is cut off), or at
+    ``max_tokens`` (None: 128, or what is left of the context if that is less). ``cache`` may hold an earlier
+    conversation: the part of the prompt it already holds is not read again. Raises InputError for a prompt that does
+    not fit the context together with ``max_tokens``, NumericError for a logit that is not a number.
     """
     sampling, timings = sampling or Sampling(), timings or Timings()
     ids = prompt_ids(model, prompt)
-    model.file.check_ids(ids, max_tokens=max_tokens)
+    max_tokens = model.file.room_after(ids, max_tokens)
     cache = model.new_cache() if cache is None else cache
     ends, n_vocab = model.file.vocabulary.end_ids, len(model.file.vocabulary)
     answer = Answer(model, stop)
@@ -66,8 +68,9 @@ def read_token(model: Model, token: int, cache: KVCache, timings: Timings) -> np
     return logits
 
 
-def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int = 128,
-             sampling: Sampling | None = None, stop: Sequence[str] = (), logprobs: int = 0,
+@checked
+def generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_tokens: int | None = None,
+             sampling: Sampling | None = None, stop: str | Sequence[str] = (), logprobs: TopCount = 0,
              cache: KVCache | None = None) -> Generation:  # fmt: skip
     """Generate and return everything at once; arguments and errors as in :func:`stream_generate`."""
     text = prompt.text if isinstance(prompt, Prompt) else prompt if isinstance(prompt, str) else None
@@ -84,7 +87,7 @@ def prompt_ids(model: Model, prompt: str | Prompt | Sequence[int]) -> list[int]:
     if isinstance(prompt, str | Prompt):
         model.file.check_text(prompt)
         return model.tokenizer.encode(prompt)
-    return [int(i) for i in prompt]
+    return list(prompt)
 
 
 def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -116,10 +119,10 @@ class Answer:
     to be the beginning of a stop text.
     """
 
-    def __init__(self, model: Model, stop: Sequence[str]) -> None:
+    def __init__(self, model: Model, stop: str | Sequence[str]) -> None:
         self.vocabulary = model.file.vocabulary
         self.characters = model.tokenizer.stream()
-        self.stop = [s for s in stop if s]
+        self.stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
         self.text, self.shown = "", 0
 
     def add(self, token: int, is_end: bool, last: bool) -> tuple[str, str | None, str | None]:

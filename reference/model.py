@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from assay.formats import ModelFile, NumericError
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt, Tap, identity
 from assay.reference.arithmetic import Arithmetic, arithmetic
 from assay.reference.attention import KVCache, attention
-from assay.reference.chat import render
+from assay.reference.chat import chat_prompt
 from assay.reference.linear import linear
 from assay.reference.rms_norm import rms_norm
 from assay.reference.rope import rotate, rotation_angles
@@ -105,6 +106,7 @@ def logits(x: np.ndarray, weights: Weights, arith: Arithmetic, tap: Tap) -> np.n
 class Model:
     """The oracle as an engine (``assay.formats.contract.engine.Engine``): one model file in one arithmetic."""
 
+    @checked
     def __init__(self, file: ModelFile, *, arith: str = "f32", cache_weights: bool = False,
                  nfc: bool = True) -> None:  # fmt: skip
         self.file = file
@@ -113,28 +115,30 @@ class Model:
         self.tokenizer = Tokenizer(file.vocabulary, nfc=nfc)
         self.open_s = 0.0
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], *,
-                    tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:  # fmt: skip
-        """The prompt for a conversation, by the file's own template; errors as ``chat.render``."""
-        vocabulary = self.file.vocabulary
-        return render(messages, self.file.chat_template or "", tools=tools,
-                      control_tokens=vocabulary.control_tokens,
-                      bos_token=vocabulary.text_of(vocabulary.bos_id),
-                      eos_token=vocabulary.text_of(vocabulary.eos_id))  # fmt: skip
+    @checked
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+                    add_generation_prompt: bool | None = None,
+                    continue_final_message: bool = False) -> Prompt:  # fmt: skip
+        """The prompt for a conversation, by the file's own template; arguments and errors as of ``chat.render``."""
+        return chat_prompt(self.file, messages, tools=tools, add_generation_prompt=add_generation_prompt,
+                           continue_final_message=continue_final_message)  # fmt: skip
 
     def new_cache(self) -> KVCache:
         """An empty cache."""
         return KVCache(self.file.config.n_layers)
 
+    @checked
     def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
         """Logits [n_tokens, n_vocab] of every position of a sequence that starts at position 0."""
         return self._read(ids, self.new_cache(), tap or identity)
 
+    @checked
     def prefill(self, ids: Sequence[int], cache: KVCache | None = None) -> tuple[np.ndarray, KVCache]:
         """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
         cache = self.new_cache() if cache is None else cache
         return self._read(ids, cache, identity, last_only=True)[0], cache
 
+    @checked
     def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
         """Append one token; logits [n_vocab] after it, and the cache."""
         return self.prefill([token], cache)

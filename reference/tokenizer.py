@@ -24,12 +24,12 @@ from __future__ import annotations
 
 import codecs
 import heapq
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from unicodedata import combining, normalize
 
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
 from assay.formats.errors import InputError, ModelError
@@ -150,6 +150,7 @@ class Tokenizer:
     ModelError if the file names an unknown pre-tokeniser, or its tokens and merges do not fit together.
     """
 
+    @checked
     def __init__(self, vocabulary: Vocabulary, *, nfc: bool = True) -> None:
         if vocabulary.pre not in PRE_TOKENISERS:
             raise ModelError(f"unknown pre-tokeniser {vocabulary.pre!r}", where="tokenizer.ggml.pre",
@@ -162,6 +163,7 @@ class Tokenizer:
         self._lengths = sorted({len(name) for name in self._control | self._user_defined}, reverse=True)
         self._bpe = lru_cache(maxsize=2**16)(self._pre_token_ids)  # words recur
 
+    @checked
     def encode(self, prompt: Prompt | str, *, special: bool = True, bos: bool | None = None) -> list[int]:
         """Ids of a prompt.
 
@@ -180,6 +182,7 @@ class Tokenizer:
         wanted = self.vocabulary.add_bos if bos is None else bos
         return self._with_bos(ids) if wanted else ids
 
+    @checked
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
         """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``special=False`` drops control tokens.
 
@@ -187,13 +190,16 @@ class Tokenizer:
         """
         return b"".join(self._shown_bytes(token_id, special) for token_id in ids).decode(errors="replace")
 
+    @checked
     def stream(self, *, special: bool = True) -> Stream:
         """A decoder that takes one id at a time."""
         return Stream(lambda token_id: self._shown_bytes(token_id, special))
 
+    @checked
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes one token stands for. InputError for an id outside the vocabulary."""
-        token_id = self._checked(token_id)
+        if not 0 <= token_id < len(self.vocabulary):
+            raise InputError(f"token id {token_id} is not in 0..{len(self.vocabulary) - 1}", where="ids")
         token = self.vocabulary.tokens[token_id]
         if self.vocabulary.kinds[token_id] == UNUSED:
             return UNDEFINED.format(token_id).encode()
@@ -247,16 +253,6 @@ class Tokenizer:
         shown = self.bytes_of(token_id)
         return shown if special or self.vocabulary.kinds[token_id] != CONTROL else b""
 
-    def _checked(self, token_id: int) -> int:
-        """``token_id`` as an int. InputError if it is none, or not the index of a token."""
-        try:
-            index = operator.index(token_id)
-        except TypeError:
-            raise InputError(f"{token_id!r} is not a token id", where="ids") from None
-        if not 0 <= index < len(self.vocabulary):
-            raise InputError(f"token id {index} is not in 0..{len(self.vocabulary) - 1}", where="ids")
-        return index
-
 
 class Stream:
     """Decodes ids as they come, holding back the bytes of a character until it is whole."""
@@ -265,6 +261,7 @@ class Stream:
         self._bytes_of = bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
+    @checked
     def push(self, token_id: int) -> str:
         """Text that became certain with this id, often empty in the middle of a character."""
         return self._decoder.decode(self._bytes_of(token_id))

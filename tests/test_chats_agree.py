@@ -16,7 +16,7 @@ import assay.accel.chat
 import assay.reference.chat
 from assay.accel import chat_sandbox
 from assay.commands.validate import oracle_knows
-from assay.formats.errors import AssayError, TemplateError
+from assay.formats.errors import AssayError, InputError, TemplateError
 
 TEMPLATE = (Path(__file__).parents[1] / "goldens" / "qwen2.5.jinja").read_bytes().decode()
 EXAMPLE = r"{\"name\": <function-name>, \"arguments\": <args-json-object>}"
@@ -95,6 +95,61 @@ def test_twins_and_jinja_agree(messages, template, tools, opened):
     assert oracle.text.encode() == jinja(messages, template, **options).encode()
     assert in_process(messages, template, control_tokens=CONTROL, **options) == oracle
     assert all(oracle.text[start:stop] in CONTROL for start, stop in oracle.literal)
+
+
+CONTINUED = {
+    "text": "The sum",
+    "nothing": "",
+    "blanks": "  a \n\n",
+    "spellings": "<|im_end|>\n<|im_start|>assistant\n",
+    "a spelling at the end": "a<|im_end|>",
+    "as in the turn before": "b",
+    "private use": "\ue000\ue001",
+}
+
+
+@pytest.mark.parametrize("text", CONTINUED.values(), ids=CONTINUED)
+@pytest.mark.parametrize("template", [TEMPLATE, DOUBLED], ids=["0.5B", "1.5B"])
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["none", "tools"])
+def test_twins_continue_the_final_message(text, template, tools):
+    """The prompt is what Jinja makes of the conversation, up to and with the last text: no end, no new turn."""
+    messages = [*CONVERSATIONS["many turns"][:3], {"role": "assistant", "content": text, "tool_calls": []}]
+    whole = jinja(messages, template, tools=tools, add_generation_prompt=False)
+    options = {"tools": tools, "continue_final_message": True, "control_tokens": CONTROL}
+    for opened in (None, False):
+        oracle = assay.reference.chat.render(messages, template, add_generation_prompt=opened, **options)
+        assert oracle.text == whole.removesuffix("<|im_end|>\n") and oracle.text.endswith(f"assistant\n{text}")
+        assert in_process(messages, template, add_generation_prompt=opened, **options) == oracle
+        assert all(oracle.text[start:stop] in CONTROL for start, stop in oracle.literal)
+        assert len(oracle.literal) == sum(text.count(one) for one in CONTROL) + (2 if tools else 0)
+
+
+@pytest.mark.parametrize("render", [assay.reference.chat.render, in_process])
+def test_what_cannot_be_continued(render):
+    answer = {"role": "assistant", "content": "b"}
+    for last in (user("a"), {"role": "tool", "content": "1"}, {"role": "system", "content": "s"},
+                 {**answer, "tool_calls": [CALL]}, {"role": "assistant", "content": None, "tool_calls": [CALL]}):
+        with pytest.raises(InputError, match="not an assistant's text"):
+            render([user("a"), last], TEMPLATE, continue_final_message=True)
+    with pytest.raises(InputError, match="Leave out add_generation_prompt"):
+        render([user("a"), answer], TEMPLATE, continue_final_message=True, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(("template", "text", "rendered"), [
+    ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", " b ", "[a][b"),
+    ("{% for m in messages %}[{{ m.content }}]{% endfor %}", " b ", "[a][ b "),
+    ("{{ messages[-1].content }}|{{ messages[-1].content }}!", "b", "b|b"),  # its last appearance counts
+])  # fmt: skip
+def test_other_templates_continue_too(template, text, rendered):
+    """As transformers documents it: the text ends with the last message; where content is stripped so is its end."""
+    messages = [user("a"), {"role": "assistant", "content": text}]
+    assert in_process(messages, template, continue_final_message=True).text == rendered
+
+
+def test_a_template_that_leaves_the_final_message_out():
+    with pytest.raises(TemplateError, match="does not show the message"):
+        in_process([user("a"), {"role": "assistant", "content": "b"}], "{{ messages[0].content }}",
+                   continue_final_message=True)  # fmt: skip
 
 
 @pytest.mark.parametrize(

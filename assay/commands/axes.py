@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from assay.commands import options, tables
+from assay.commands.asked import Messages, asked_text
 from assay.commands.comparison import Runs
 from assay.formats import InputError
 from assay.formats.errors import DIFFERENT, UNDECIDED
@@ -20,7 +21,11 @@ from assay.progress import bar
 
 
 def command(
-    prompt: Annotated[str, typer.Argument(help="What is read, except on the path 'long'.")] = SHORT,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What is read, except on the path 'long': by default a few lines; - reads standard input."),
+    ] = None,
+    messages: Messages = None,
     model: options.Model = options.DEFAULT_MODEL,
     engines: Annotated[str, typer.Option(help="Engines and their arithmetics.")] = ",".join(ENGINES),
     runs: Runs = 4,
@@ -29,19 +34,20 @@ def command(
     """Judge every combination of prompt (raw, chat, chat with forced ids), container (GGUF, APR), engine with its
     arithmetic, and path (stages, prefill, decode, long text, generate, batch), and name the axis that is to blame.
 
-    Exit code 0: every cell is green; 8: one is not; 10: no cell failed, but some have no floor, or are
-    of chats that the file leaves in doubt.
+    Of a conversation (--messages), the prompt 'raw' is the rendered text. Exit code 0: every cell is green; 8: one is
+    not; 10: no cell failed, but some have no noise floor, or are of chats that the file leaves in doubt.
     """
     names = [name.strip() for name in engines.split(",")]
     for name in names:
         if len(name.split()) != 2:
             raise InputError(f"{name!r} is not an engine and an arithmetic", where="--engines",
                              remedy=f"Give some of {', '.join(ENGINES)}, 'reference ggml'")  # fmt: skip
-    if not prompt:
+    what = asked_text(SHORT if (prompt, messages) == (None, None) else prompt, None, messages)
+    if not what:
         raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or none at all")
     with bar() as progress:
         file = options.open_file(model)
-        cells, missing = run(file, short=prompt, names=names, runs=runs, progress=progress)
+        cells, missing = run(file, short=what, names=names, runs=runs, progress=progress)
     blame = attribute([(cell.levels, cell.failed) for cell in cells])
     undecided = any(cell.verdict in (Verdict.UNCALIBRATED, Verdict.DOUBTFUL) for cell in cells)
     if as_json:

@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from assay.commands import options, tables
+from assay.commands.asked import Messages, PromptFile
 from assay.commands.comparison import (
     NO_FLOOR,
     QUICK,
@@ -19,7 +20,6 @@ from assay.commands.comparison import (
     Junit,
     PathThrough,
     Prompt,
-    PromptFile,
     Runs,
     comparing,
     demand_all_free,
@@ -50,6 +50,7 @@ def command(
     cache_type: options.CacheType = None,
     prompt_file: PromptFile = None,
     ids: Ids = None,
+    messages: Messages = None,
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
@@ -69,7 +70,7 @@ def command(
         raise InputError(f"{minify.name!r} is not a name for a script", where="--minify", remedy="Let it end in .py")
     demand_all_free(minify, arrays_of(minify), junit, force=force)
     with (other_samples_reported(junit, force=force),
-          comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=True,
+          comparing(prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type, taps=True,
                     default=QUICK) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file], minify, arrays_of(minify), junit)
         found = judge_stages(judged, sample, path, runs, progress)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
-from assay.commands.run import parse_ids, prompt_text
+from assay.commands.asked import IDS_HELP, asked, text_and_ids
 from assay.formats import InputError, SampleError
 from assay.formats.errors import DIFFERENT, UNDECIDED
 from assay.formats.system.atomic_file import demand_apart, demand_free, replacing
@@ -27,8 +27,7 @@ from assay.parity.verdict import Verdict
 from assay.progress import bar
 
 Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
-PromptFile = Annotated[Path | None, typer.Option("--prompt-file", "-f", help="Prompt from a file.")]
-Ids = Annotated[str | None, typer.Option(help="Token ids instead of text, forced on both sides: 1,2,3.")]
+Ids = Annotated[str | None, typer.Option(help=f"Token ids instead of text, forced on both sides: {IDS_HELP}")]
 Chat = Annotated[bool, typer.Option("--chat", help="Each side wraps the prompt in the chat template by itself.")]
 PathThrough = Annotated[str, typer.Option("--path", help="How the candidate reads: prefill (all at once) or decode.")]
 Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle that make the floor.")]
@@ -42,9 +41,9 @@ DECLARE = "; declare it with --arith ggml or f32"
 
 
 @contextmanager
-def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, chat: bool, path: str, model: str,
-              engine: str, arith: str | None, cache_type: str | None, *, taps: bool, default: str | None = None,
-              endpoint_model: str | None = None,
+def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, messages: str | None, chat: bool,
+              path: str, model: str, engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
+              default: str | None = None, endpoint_model: str | None = None,
               insecure_key: bool = False) -> Iterator[tuple[UnderTest, list[int], Progress]]:  # fmt: skip
     """The engines under test, the ids that both sides read, and a progress bar. Options that clash are refused first.
 
@@ -52,17 +51,14 @@ def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, cha
     """
     if path not in PATHS:
         raise InputError(f"there is no path {path!r}", where="--path", remedy=f"Choose one of {', '.join(PATHS)}")
-    if (prompt, prompt_file, ids) == (None, None, None):
+    if (prompt, prompt_file, ids, messages) == (None, None, None, None):
         prompt = default
-    text = prompt_text(prompt, prompt_file, ids)
-    if chat and ids is not None:
-        raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
-    forced = None if ids is None else parse_ids(ids)
+    text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
     file = options.open_file(model)
     with (opened(file, engine, arith, cache_type, taps=taps, endpoint_model=endpoint_model,
                  insecure_key=insecure_key) as judged, bar() as progress):  # fmt: skip
         most = MAX_TOKENS if taps and path == "prefill" else None  # every stage is kept of so many
-        yield judged, judged.sample(text if forced is None else None, forced, chat, most), progress
+        yield judged, judged.sample(text, forced, chat, most), progress
 
 
 def exit_code(verdict: Verdict) -> int:

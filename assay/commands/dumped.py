@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from assay.commands import options
-from assay.commands.run import parse_ids, prompt_text
+from assay.commands.asked import asked, text_and_ids
 from assay.formats import InputError
 from assay.formats.system.progress import Progress
 from assay.judging.dumps import opened_dump
@@ -16,8 +16,8 @@ from assay.progress import bar
 
 
 @contextmanager
-def comparing_dump(folder: Path, prompt: str | None, prompt_file: Path | None, ids: str | None, chat: bool, path: str,
-                   model: str, engine: str, arith: str | None,
+def comparing_dump(folder: Path, prompt: str | None, prompt_file: Path | None, ids: str | None, messages: str | None,
+                   chat: bool, path: str, model: str, engine: str, arith: str | None,
                    cache_type: str | None) -> Iterator[tuple[UnderTest, list[int], Progress]]:  # fmt: skip
     """As ``comparison.comparing``, which says more. A prompt is not needed; one that is given must be the dump's.
 
@@ -26,12 +26,12 @@ def comparing_dump(folder: Path, prompt: str | None, prompt_file: Path | None, i
     if (engine, path, cache_type) != ("accel", "prefill", None):
         raise InputError("no engine is run where a dump is judged", where="--dump",
                          remedy="Leave out --engine, --path and --cache-type")  # fmt: skip
-    given = (prompt, prompt_file, ids) != (None, None, None)
-    text = prompt_text(prompt, prompt_file, ids) if given else None
-    if chat and (ids is not None or not given):
+    text, forced = None, None
+    if (prompt, prompt_file, ids, messages) != (None, None, None, None):
+        text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
+    elif chat:
         raise InputError("--chat needs the text that was traced", where="--chat", remedy="Give it, or leave out --chat")
-    forced = None if ids is None else parse_ids(ids)
     file = options.open_file(model)
-    judged = opened_dump(folder, file, text if forced is None else None, forced, chat, arith)
+    judged = opened_dump(folder, file, text, forced, chat, arith)
     with bar() as progress:
         yield judged, list(judged.candidate.ids), progress

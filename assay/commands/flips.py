@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from assay.commands import options, tables
+from assay.commands.asked import Messages, PromptFile
 from assay.commands.comparison import (
     DECLARE,
     NO_FLOOR,
@@ -18,7 +19,6 @@ from assay.commands.comparison import (
     Junit,
     PathThrough,
     Prompt,
-    PromptFile,
     Runs,
     caveat,
     comparing,
@@ -53,6 +53,7 @@ def command(
     cache_type: options.CacheType = None,
     prompt_file: PromptFile = None,
     ids: Ids = None,
+    messages: Messages = None,
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
@@ -77,7 +78,7 @@ def command(
     """
     demand_all_free(junit, force=force)
     with (other_samples_reported(junit, force=force),
-          comparing(prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type, taps=False,
+          comparing(prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type, taps=False,
                     endpoint_model=endpoint_model,
                     insecure_key=insecure_key) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file], junit)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
+from assay.commands.asked import Messages, PromptFile
 from assay.commands.comparison import (
     DECLARE,
     NO_FLOOR,
@@ -19,7 +20,6 @@ from assay.commands.comparison import (
     Junit,
     PathThrough,
     Prompt,
-    PromptFile,
     Runs,
     as_typed,
     comparing,
@@ -60,6 +60,7 @@ def command(
     cache_type: options.CacheType = None,
     prompt_file: PromptFile = None,
     ids: Ids = None,
+    messages: Messages = None,
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
@@ -80,7 +81,7 @@ def command(
     floor, or a chat is judged that the file leaves in doubt.
     """
     demand_all_free(report, junit, force=force)
-    asked = (prompt, prompt_file, ids, chat, path, model, engine, arith, cache_type)
+    asked = (prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type)
     with (other_samples_reported(junit, force=force),
           comparing(*asked, taps=True, default=QUICK) if dump is None else
           comparing_dump(dump, *asked) as (judged, sample, progress)):  # fmt: skip

@@ -6,18 +6,17 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from assay.commands import options
+from assay.commands.asked import IDS_HELP, Messages, PromptFile, asked
 from assay.engines import generate, stream_generate
 from assay.formats import InputError
 from assay.formats.contract.engine import Generation, Prompt, Sampling, Timings
+from assay.formats.contract.messages import Conversation
 from assay.output import write_generated
-
-MAX_PROMPT_BYTES = 16 << 20
 
 
 def command(
@@ -25,11 +24,15 @@ def command(
     model: options.Model = options.DEFAULT_MODEL,
     engine: options.Engine = "accel",
     arith: options.Arith = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens; by default after 128 or "
+                                 "where the context ends.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template, once.")] = False,
     system: Annotated[str | None, typer.Option(help="System text, with --chat.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompt-file", "-f", help="Prompt from a file.")] = None,
-    ids: Annotated[str | None, typer.Option(help="Token ids instead of text: 1,2,3.")] = None,
+    messages: Messages = None,
+    prompt_file: PromptFile = None,
+    ids: Annotated[str | None, typer.Option(help=f"Token ids instead of text: {IDS_HELP}")] = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -45,76 +48,35 @@ def command(
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     as_json: options.Json = False,
 ) -> None:
-    """Generate text. The prompt is raw unless --chat; decoding is greedy unless --temperature is given."""
+    """Generate text. The prompt is raw unless --chat or --messages is given; decoding is greedy at temperature 0."""
     sampling = options.sampling_of(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-    text = prompt_text(prompt, prompt_file, ids)
+    what = asked(prompt, prompt_file, ids, messages, chat=chat)
     if system is not None and not chat:
-        raise InputError("--system needs --chat", where="--system", remedy="A raw prompt has no turns")
-    if chat and ids is not None:
-        raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
+        raise InputError("--system needs --chat", where="--system",
+                         remedy="A raw prompt has no turns, and --messages has its own")  # fmt: skip
     options.demand_effect("--logprobs", logprobs > 0 and not as_json, "they are printed with --json only")
     options.demand_effect("--stop", "" in (stop or ()), "an empty text stops nothing")
     options.demand_effect("--no-nfc", not nfc and ids is not None, "ids are not normalised")
-    options.demand_effect("--no-special", not special and (chat or ids is not None),
-                          "a message never spells a control token" if chat else "ids are not spelt")  # fmt: skip
+    in_turns = chat or messages is not None
+    options.demand_effect("--no-special", not special and (in_turns or ids is not None),
+                          "a message never spells a control token" if in_turns else "ids are not spelt")  # fmt: skip
     loaded = options.open_engine(model, engine, arith, nfc, cache_weights, cache_type)
-    asked: Prompt | Sequence[int]
-    if ids is not None:
-        asked = parse_ids(ids)
-    elif chat:
+    if chat:
         turns = [] if system is None else [{"role": "system", "content": system}]
-        asked = loaded.chat_prompt([*turns, {"role": "user", "content": text}])
-    else:
-        asked = Prompt(text, () if special else ((0, len(text)),))
+        what = Conversation([*turns, {"role": "user", "content": what}])
+    if isinstance(what, Conversation):
+        what = loaded.chat_prompt(**vars(what))
+    elif isinstance(what, str):
+        what = Prompt(what, () if special else ((0, len(what)),))
     how: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop or (), "logprobs": logprobs}
     if as_json:
-        typer.echo(json.dumps(report(loaded, generate(loaded, asked, **how), sampling, logprobs), ensure_ascii=False))
+        typer.echo(json.dumps(report(loaded, generate(loaded, what, **how), sampling, logprobs), ensure_ascii=False))
     elif stream:
-        print_stream(loaded, asked, how)
+        print_stream(loaded, what, how)
     else:
-        result = generate(loaded, asked, **how)
+        result = generate(loaded, what, **how)
         write_generated(f"{result.text}\n")
         say_speed(result.timings)
-
-
-def prompt_text(prompt: str | None, prompt_file: Path | None, ids: str | None) -> str:
-    """The prompt from the one place it was given in; InputError if there is none, or more than one."""
-    if sum(given is not None for given in (prompt, prompt_file, ids)) != 1:
-        raise InputError("give exactly one of PROMPT, --prompt-file and --ids", where="prompt",
-                         remedy="assay run 'def fib(n):'")  # fmt: skip
-    if prompt_file is not None:
-        return read_text(prompt_file)
-    if prompt == "-":
-        return decoded(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "standard input")
-    return prompt or ""
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file of bounded size, line ends untouched."""
-    try:
-        with path.open("rb") as file:
-            return decoded(file.read(MAX_PROMPT_BYTES + 1), str(path))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), remedy="Check the path") from None
-
-
-def decoded(raw: bytes, where: str) -> str:
-    """``raw`` as UTF-8; InputError if it is not, or too long."""
-    if len(raw) > MAX_PROMPT_BYTES:
-        raise InputError(f"the prompt is longer than {MAX_PROMPT_BYTES} bytes", where=where, remedy="Shorten it")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 at byte {error.start}", where=where, remedy="Convert it to UTF-8") from None
-
-
-def parse_ids(text: str) -> list[int]:
-    """``"1,2,3"`` -> [1, 2, 3]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{text[:40]!r} is not a list of token ids", where="--ids",
-                         remedy="Write them as 1,2,3") from None  # fmt: skip
 
 
 def print_stream(loaded: Any, prompt: Prompt | Sequence[int], how: dict[str, Any]) -> None:

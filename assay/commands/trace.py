@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
-from assay.commands.comparison import QUICK, Chat, Ids, Prompt, PromptFile
-from assay.commands.run import parse_ids, prompt_text
+from assay.commands.asked import Messages, PromptFile, asked, parse_ids, text_and_ids
+from assay.commands.comparison import QUICK, Chat, Ids, Prompt
 from assay.formats import InputError, NumericError
 from assay.formats.contract.config import STAGES
 from assay.formats.errors import DIFFERENT
@@ -30,6 +30,7 @@ def command(
     cache_type: options.CacheType = None,
     prompt_file: PromptFile = None,
     ids: Ids = None,
+    messages: Messages = None,
     chat: Chat = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder that the stages are written to.")] = None,
     layout: Annotated[str, typer.Option(help="npy, or aprt: the files of the APR tools, in f32.")] = "npy",
@@ -47,28 +48,26 @@ def command(
     model.
     """
     if compare is not None:
-        if (prompt, prompt_file, out, chat) != (None, None, None, False):
+        if (prompt, prompt_file, messages, out, chat) != (None, None, None, None, False):
             raise InputError("a comparison reads two dumps, and writes nothing", where="--compare",
-                             remedy="Leave out PROMPT, --prompt-file, --chat and --out")  # fmt: skip
+                             remedy="Leave out PROMPT, --prompt-file, --messages, --chat and --out")  # fmt: skip
         for option, idle in (("--engine", engine != "accel"), ("--arith", arith is not None), ("--force", force),
                              ("--cache-type", cache_type is not None), ("--layout", layout != "npy")):  # fmt: skip
             options.demand_effect(option, idle, "a comparison runs no engine and writes nothing")
         config = None if all(map(has_manifest, compare)) else options.open_file(model).config
-        one, other = (read(folder, None if ids is None else parse_ids(ids), config) for folder in compare)
-        if ids is not None:
-            demand_same(Sample(None, tuple(parse_ids(ids)), ""), one.sample)
+        forced = None if ids is None else parse_ids(ids)
+        one, other = (read(folder, forced, config) for folder in compare)
+        if forced is not None:
+            demand_same(Sample(None, tuple(forced), ""), one.sample)
         show_comparison(one, other, as_json)
         return
     if out is None:
         raise InputError("there is no folder to write to", where="--out", remedy="Give one with --out")
-    if (prompt, prompt_file, ids) == (None, None, None):
+    if (prompt, prompt_file, ids, messages) == (None, None, None, None):
         prompt = QUICK
-    text = prompt_text(prompt, prompt_file, ids)
-    if chat and ids is not None:
-        raise InputError("--chat and --ids exclude one another", where="--ids", remedy="Ids are final")
-    forced = None if ids is None else parse_ids(ids)
+    text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
     loaded = options.open_engine(model, engine, arith, True, cache_type=cache_type)
-    if forced is not None:
+    if text is None:
         sample, literal = read_by(loaded, None, forced, chat), ()
     else:
         rendered = rendered_by(loaded, text, chat)

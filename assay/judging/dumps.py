@@ -10,6 +10,7 @@ import numpy as np
 
 from assay.formats import InputError, ModelFile
 from assay.formats.containers.cursor import shown
+from assay.formats.contract.messages import Conversation
 from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, baseline, read_by
 from assay.judging.judge import StageReport
@@ -20,8 +21,8 @@ from assay.parity.transplant import accuse, demand_same
 from assay.parity.verdict import of_stages
 
 
-def opened_dump(folder: Path, file: ModelFile, text: str | None, ids: Sequence[int] | None, chat: bool,
-                arith: str | None) -> UnderTest:  # fmt: skip
+def opened_dump(folder: Path, file: ModelFile, text: str | Conversation | None, ids: Sequence[int] | None,
+                chat: bool, arith: str | None) -> UnderTest:  # fmt: skip
     """The engines under test with a dump as the candidate, once it is sure that it read what the oracle reads.
 
     The oracle renders and encodes the prompt, or if none is given encodes the dump's rendered text. ``arith``: what

@@ -14,7 +14,9 @@ from typing import Any
 
 from assay.engines import load
 from assay.formats import InputError, ModelFile
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt
+from assay.formats.contract.messages import Conversation
 from assay.judging.baseline import Baseline
 from assay.parity.precision import Key, Precision, precision
 from assay.parity.sample import Sample, check_same
@@ -50,11 +52,14 @@ class UnderTest:
         """The file they all compute with."""
         return self.truth.file
 
+    @checked
     def declared(self, n_at_once: int) -> Precision | None:
         """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
         return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file), self.file.config)
 
-    def sample(self, text: str | None, ids: Sequence[int] | None, chat: bool, most: int | None = None) -> list[int]:
+    @checked
+    def sample(self, text: str | Conversation | None, ids: Sequence[int] | None, chat: bool,
+               most: int | None = None) -> list[int]:  # fmt: skip
         """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.
 
         A peer is given ids: whether its own tokenizer would have made them is not what is judged here. Raises
@@ -69,19 +74,21 @@ class UnderTest:
         ours = read_by(self.truth, None, ids, chat) if prompt is None else encoded_by(self.truth, prompt)
         if not isinstance(self.candidate, ExternalEngine):
             check_same(ours, read_by(self.candidate, text, ids, chat))
-        self.file.check_ids(ours.ids)
+        self.file.check_known(ours.ids)  # whether they fit the context is for who reads them at once to ask
         return list(ours.ids)
 
 
-def read_by(engine: Any, text: str | None, ids: Sequence[int] | None, chat: bool) -> Sample:
+def read_by(engine: Any, text: str | Conversation | None, ids: Sequence[int] | None, chat: bool) -> Sample:
     """What an engine reads: ``ids`` as they are, or ``text``, which it renders and encodes by itself."""
     if ids is not None:
         return Sample(None, tuple(ids), engine.file.sha256)
     return encoded_by(engine, rendered_by(engine, text or "", chat))
 
 
-def rendered_by(engine: Any, text: str, chat: bool) -> Prompt:
-    """A text as an engine renders it: as a user's message, or as it is."""
+def rendered_by(engine: Any, text: str | Conversation, chat: bool) -> Prompt:
+    """A conversation as an engine renders it, or a text: as a user's message, or as it is."""
+    if isinstance(text, Conversation):
+        return engine.chat_prompt(**vars(text))
     return engine.chat_prompt([{"role": "user", "content": text}]) if chat else Prompt(text)
 
 
@@ -126,6 +133,7 @@ def opened(file: ModelFile, engine: str, arith: str | None, cache_type: str | No
         yield UnderTest(baseline(file), ExternalEngine(peer, file, f"{version_of} {version(version_of)}"))
 
 
+@checked
 def engines_under_test(
     file: ModelFile, engine: str = "accel", arith: str | None = None, cache_type: str | None = None
 ) -> UnderTest:

@@ -10,6 +10,7 @@ import numpy as np
 
 from assay import engines
 from assay.formats import InputError, NumericError
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine, Generation, identity
 from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import WINDOW, UnderTest
@@ -41,6 +42,7 @@ class StageReport:
     are not numbers."""
 
 
+@checked
 def judge_stages(
     under_test: UnderTest, ids: Sequence[int], path: str, runs: int, progress: Progress
 ) -> StageReport | None:
@@ -52,6 +54,7 @@ def judge_stages(
     if path == "decode":
         ids = ids[: under_test.candidate.fingerprint().get("int8_up_to") or len(ids)]
     stages.demand_few(ids, "prompt", "'assay flips' reads longer texts")
+    under_test.file.check_ids(ids)
     declared = under_test.declared(len(ids))
     if declared is None:
         return None
@@ -74,13 +77,15 @@ def judge_stages(
     return StageReport(list(ids), declared, verdict, finding, floor, untouched)
 
 
+@checked
 def judge_flips(
     under_test: UnderTest, ids: Sequence[int], path: str, runs: int, progress: Progress
 ) -> flips.Positions | None:
     """Every position of ``ids``, in windows that each start anew; None where there is no declared arithmetic."""
     if runs < 2:
         raise InputError(f"{runs} runs", where="--runs", remedy="Give at least 2")
-    windows = [ids[at : at + WINDOW] for at in range(0, len(ids), WINDOW)]
+    width = min(WINDOW, under_test.file.config.context_length)
+    windows = [ids[at : at + width] for at in range(0, len(ids), width)]
     parts = []
     for i, window in enumerate(windows):
         progress(i, len(windows), "positions")
@@ -95,15 +100,17 @@ def judge_flips(
     return flips.joined(parts)
 
 
+@checked
 def judge_free_run(under_test: UnderTest, ids: Sequence[int], n: int, runs: int, progress: Progress,
                    write: Generate | None = None) -> FreeRun | None:  # fmt: skip
     """The candidate's own generation of ``n`` tokens after ``ids``; None where there is no declared arithmetic.
 
     ``write``: another way of its to generate. Raises InputError where prompt and answer are longer than a window.
     """
-    if len(ids) + n > WINDOW:
+    most = min(WINDOW, under_test.file.config.context_length)
+    if len(ids) + n > most:
         raise InputError(f"{len(ids)} tokens of prompt and {n} of answer", where="--free",
-                         remedy=f"Together at most {WINDOW}")  # fmt: skip
+                         remedy=f"Together at most {most}")  # fmt: skip
     declared = under_test.declared(1)
     if declared is None:
         return None

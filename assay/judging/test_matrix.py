@@ -17,9 +17,11 @@ from typing import Any
 
 from assay import engines
 from assay.formats import InputError, ModelError, ModelFile, NumericError, SampleError, open_model
+from assay.formats.contract.arguments import checked
+from assay.formats.contract.messages import Conversation
 from assay.formats.conversion.convert import convert
 from assay.formats.system.progress import Progress, quiet
-from assay.judging.engines_under_test import UnderTest, baseline, read_by
+from assay.judging.engines_under_test import UnderTest, baseline, read_by, rendered_by
 from assay.judging.judge import PATHS, StageReport, judge_free_run, judge_stages, written
 from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import Account, account, by_prefill_then_decode, observe
@@ -29,7 +31,8 @@ from assay.parity.stages import demand_few
 from assay.parity.verdict import Verdict, of_flips
 
 PROMPTS = ("raw", "chat", "chat ids")
-"""A text as it is; as a user's message, rendered and encoded by each side; the same ids, forced on both."""
+"""A text as it is; as a user's message, rendered and encoded by each side; the same ids, forced on both. Of a whole
+conversation the rendered text is what is read raw."""
 ENGINES = ("accel fast", "accel f32", "reference f32")
 SHORT = 'def area(r):\n    """Area of a circle of radius r."""\n    return'
 LONG = getsource(textwrap)
@@ -59,7 +62,8 @@ class Cell:
         return self.verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT, OTHER_SAMPLE)
 
 
-def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, runs: int = 4,
+@checked
+def run(file: ModelFile, *, short: str | Conversation = SHORT, names: Sequence[str] = ENGINES, runs: int = 4,
         progress: Progress = quiet) -> tuple[list[Cell], str]:  # fmt: skip
     """Every cell, in the order path, prompt, container, engine. The other container is made in a temporary folder.
 
@@ -68,8 +72,11 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
     with TemporaryDirectory(prefix="assay-axes-") as folder:
         progress(0, 1, "engines")
         shared, candidates = baseline(file), []
-        for chat in (False, True):
-            demand_few(read_by(shared.truth, short, None, chat).ids, "prompt", "Give a shorter one")
+        texts: dict[str, str | Conversation] = dict.fromkeys(PROMPTS, short)
+        if isinstance(short, Conversation):
+            texts["raw"] = rendered_by(shared.truth, short, True).text
+        for prompt, text in texts.items():
+            demand_few(read_by(shared.truth, text, None, prompt != "raw").ids, "prompt", "Give a shorter one")
         containers, missing = both_containers(file, Path(folder))
         for container, one in containers.items():
             for name in names:
@@ -84,7 +91,8 @@ def run(file: ModelFile, *, short: str = SHORT, names: Sequence[str] = ENGINES, 
                 for container, name, under_test in candidates:
                     levels = {"prompt": prompt, "container": container, "engine": name, "path": path}
                     progress(len(cells), total, f"{path}, {prompt}")
-                    cells.append(judged(way, under_test, prompt, LONG if path == "long" else short, runs, levels))
+                    text = LONG if path == "long" else texts[prompt]
+                    cells.append(judged(way, under_test, prompt, text, runs, levels))
         return cells, missing
 
 
@@ -102,7 +110,8 @@ def both_containers(file: ModelFile, folder: Path) -> tuple[dict[str, ModelFile]
     return found, "; ".join(missing)
 
 
-def judged(way: Way, under_test: UnderTest, prompt: str, text: str, runs: int, levels: dict[str, str]) -> Cell:
+def judged(way: Way, under_test: UnderTest, prompt: str, text: str | Conversation, runs: int,
+           levels: dict[str, str]) -> Cell:  # fmt: skip
     """One cell; a candidate that reads something else, or computes no numbers, is a finding, not an error."""
     try:
         ids = sample(under_test, prompt, text)
@@ -116,7 +125,7 @@ def judged(way: Way, under_test: UnderTest, prompt: str, text: str, runs: int, l
     return cell
 
 
-def sample(under_test: UnderTest, prompt: str, text: str) -> list[int]:
+def sample(under_test: UnderTest, prompt: str, text: str | Conversation) -> list[int]:
     """The ids of a prompt, if both sides come to the same; the weights are the same in another container."""
     ours = read_by(under_test.truth, text, None, prompt != "raw")
     if prompt != "chat ids":

@@ -32,6 +32,7 @@ from assay.formats.blocks import (
 from assay.formats.blocks.ggml_types import BY_NAME
 from assay.formats.blocks.packing import half_field
 from assay.formats.blocks.quants import Quants, reassemble
+from assay.formats.contract.arguments import checked
 from assay.formats.errors import ModelError
 
 _FLOAT: dict[str, ModuleType] = {"F32": f32, "F16": f16, "BF16": bf16}
@@ -47,6 +48,7 @@ ENCODABLE: tuple[str, ...] = (*_FLOAT, *(name for name, module in _QUANTISED.ite
 __all__ = ["DECODABLE", "ENCODABLE", "Quants", "dequantize", "encode", "finite", "pack", "unpack"]
 
 
+@checked
 def dequantize(type_name: str, raw: np.ndarray) -> np.ndarray:
     """Decode rows of blocks: uint8 ``[..., row_bytes]`` -> a new f32 array ``[..., n_elements]``.
 
@@ -62,6 +64,7 @@ def dequantize(type_name: str, raw: np.ndarray) -> np.ndarray:
     return values.reshape(*raw.shape[:-1], values.shape[-2] * values.shape[-1])
 
 
+@checked
 def unpack(type_name: str, raw: np.ndarray) -> Quants:
     """Take rows of blocks apart: uint8 ``[..., row_bytes]`` -> Quants of arrays ``[..., n_blocks, ...]``.
 
@@ -74,6 +77,7 @@ def unpack(type_name: str, raw: np.ndarray) -> Quants:
     return Quants(**{name: field.reshape(*leading, *field.shape[1:]) for name, field in present.items()})
 
 
+@checked
 def pack(type_name: str, quants: Quants) -> np.ndarray:
     """Put blocks together: Quants of arrays ``[..., n_blocks, ...]`` -> uint8 ``[..., row_bytes]``.
 
@@ -90,6 +94,7 @@ def pack(type_name: str, quants: Quants) -> np.ndarray:
     return module.pack(flat).reshape(*leading[:-1], leading[-1] * BY_NAME[type_name].block_bytes)
 
 
+@checked
 def encode(type_name: str, values: np.ndarray) -> np.ndarray:
     """Store f32 ``[..., n]`` in a float type: uint8 ``[..., row_bytes]``, rounded to nearest, ties to even.
 
@@ -102,6 +107,7 @@ def encode(type_name: str, values: np.ndarray) -> np.ndarray:
         return _FLOAT[type_name].encode(values)
 
 
+@checked
 def finite(type_name: str, raw: np.ndarray) -> bool:
     """Whether no value of uint8 ``[..., row_bytes]`` is NaN or infinite.
 

@@ -13,12 +13,14 @@ from assay.formats.containers.gguf import read_gguf
 from assay.formats.containers.gguf_split import open_gguf
 from assay.formats.containers.hf_folder import open_folder
 from assay.formats.containers.safetensors import read_safetensors
+from assay.formats.contract.arguments import checked
 from assay.formats.errors import FormatError, InputError
 
 NOT_THERE = ("no-file", "not-a-file", "unreadable")
 """Of the path that was asked for these are faults of the request; of a file that another one names, damage."""
 
 
+@checked
 def open_container(path: str | Path, *, strict: bool = False, alone: bool = False) -> Container:
     """Open a file of tensors, its format told by its first bytes (never by its name), or a Hugging Face folder.
 

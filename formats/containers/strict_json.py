@@ -1,4 +1,4 @@
-"""JSON out of an untrusted file: one object, no key twice, no NaN, bounded in size, depth and number of values.
+"""JSON out of an untrusted file: no key twice, no NaN, bounded in size, depth and number of values.
 
 Python's own reader lets the last of two equal keys win, takes ``NaN`` for a number, and makes a gigabyte of empty
 lists out of 60 MB of ``[],[],``. Two readers that resolve a doubt differently see two models in one file, so here a
@@ -21,20 +21,29 @@ from assay.formats.errors import FormatError
 MAX_VALUES = 1 << 20
 """Commas, and so roughly values: what bounds the memory that a short text can ask for."""
 MAX_DEPTH = 32
+REMEDY = "The file is damaged, or its writer is; fetch it again."
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: str = "bad-json",
                  last_wins: bool = False) -> dict[str, Any]:  # fmt: skip
-    """The JSON object in ``raw``, which ``field`` names in errors and ``offset`` places in the file.
+    """The JSON object in ``raw``; as :func:`parse_value`, and FormatError if it is not an object."""
+    values = parse_value(raw, path, field, offset=offset, code=code, last_wins=last_wins)
+    if not isinstance(values, dict):
+        raise FormatError(code, "it is not a JSON object", path=path, field=field, offset=offset, remedy=REMEDY)
+    return values
 
-    ``last_wins`` is for a format whose own writers repeat keys. Raises FormatError ``code``: not UTF-8, not JSON, no
-    object, a key twice, a number that is none or too large, more than ``MAX_VALUES`` values or ``MAX_DEPTH`` levels.
+
+def parse_value(raw: bytes, path: Path, field: str, *, offset: int = 0, code: str = "bad-json",
+                last_wins: bool = False) -> Any:  # fmt: skip
+    """The JSON value in ``raw``, which ``field`` names in errors and ``offset`` places in the file.
+
+    ``last_wins`` is for a format whose own writers repeat keys. Raises FormatError ``code``: not UTF-8, not JSON, a key
+    twice, a number that is none or too large, more than ``MAX_VALUES`` values or ``MAX_DEPTH`` levels.
     """
 
     def fail(detail: str) -> FormatError:
-        return FormatError(code, detail, path=path, field=field, offset=offset,
-                           remedy="The file is damaged, or its writer is; fetch it again.")  # fmt: skip
+        return FormatError(code, detail, path=path, field=field, offset=offset, remedy=REMEDY)
 
     def constant(name: str) -> float:
         raise fail(f"{name} is not JSON")
@@ -67,9 +76,7 @@ def parse_object(raw: bytes, path: Path, field: str, *, offset: int = 0, code: s
         raise fail(f"it is not valid JSON: {shown(str(error))}") from error
     except RecursionError as error:
         raise fail("it is nested too deeply") from error
-    if not isinstance(values, dict):
-        raise fail("it is not a JSON object")
-    if not shallow(values):
+    if isinstance(values, dict | list) and not shallow(values):
         raise fail(f"it is nested more than {MAX_DEPTH} deep")
     return values
 

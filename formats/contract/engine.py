@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
+from assay.formats.contract.arguments import AtLeast, check_fields
 from assay.formats.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ Tap = Callable[[str, int | None, Any], Any]
 ``activation`` an f32 or f64 array whose first axis is the token position. Returning it unchanged and keeping a
 copy is *capture*; returning another engine's is *transplant*; a rounded one is *noise*; a spoiled one is a
 *planted fault*."""
+TopCount = Annotated[int, AtLeast(0)]
+"""How many of the likeliest tokens of each step are wanted; more than there are is all of them."""
 
 
 def identity(stage: str, layer: Any, activation: T) -> T:
@@ -40,6 +44,13 @@ class Prompt:
 
     text: str
     literal: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        ends = [0, *(end for pair in self.literal for end in pair)]
+        if any(a > b for a, b in pairwise(ends)):
+            raise InputError("the ranges are not ascending and disjoint", where="literal of Prompt",
+                             remedy="Give (start, stop) in characters")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         rules = {  # within them no logit that a model computes overflows in f32
             "temperature": self.temperature == 0 or 1e-6 <= self.temperature <= 1e6,
             "top_k": self.top_k >= 0,

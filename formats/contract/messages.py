@@ -4,12 +4,16 @@
     calls      an assistant's "tool_calls": [{"name": str, "arguments": JSON}, ...], each perhaps wrapped as
                {"function": {"name": ..., "arguments": ...}}; its content may then be None
     tools      [JSON object, ...], one definition per function
+
+A prompt ends with an opened assistant's turn, or (``add_generation_prompt`` False) with the last message's end, or
+(``continue_final_message``) within the last message, an assistant's, which the model is to go on with.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from assay.formats.errors import InputError
@@ -18,6 +22,34 @@ ROLES = ("system", "user", "assistant", "tool")
 MAX_REQUEST_BYTES = 16 << 20
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects in one message or tool."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What an engine's ``chat_prompt`` is given: its arguments, by their names."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    """None: unless the last message is continued."""
+    continue_final_message: bool = False
+
+
+def opens_answer(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool | None,
+                 continue_final_message: bool) -> bool:  # fmt: skip
+    """Whether a prompt ends with an opened assistant's turn; ``messages`` have been checked.
+
+    Raises InputError for both at once, and where the last message is not an assistant's text.
+    """
+    if not continue_final_message:
+        return add_generation_prompt is not False
+    if add_generation_prompt:
+        raise InputError("the last message is continued, or an answer opened after it", where="continue_final_message",
+                         remedy="Leave out add_generation_prompt")  # fmt: skip
+    if messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+        raise InputError("the last message is not an assistant's text", where="continue_final_message",
+                         remedy="Only such a message can be continued")  # fmt: skip
+    return False
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from assay.formats.containers.gguf_writer import VERSIONS, write_gguf
 from assay.formats.containers.hf_folder import TEMPLATE, TOKENIZER, HFFolder
 from assay.formats.containers.opening import open_container
 from assay.formats.containers.safetensors_writer import write_shards
+from assay.formats.contract.arguments import checked
 from assay.formats.contract.config import tensor_shapes
 from assay.formats.conversion import census, sidecar
 from assay.formats.conversion.model_card import (
@@ -74,6 +75,7 @@ class Opened:
         return [info.type.name for info in self.model.tensors.values() if len(info.shape) > 1]
 
 
+@checked
 def convert(source: str | Path, target: str | Path, *, to: str | None = None, treatment: str | None = None,
             every: bool = False, force: bool = False, shard_bytes: int | None = SHARD_BYTES,
             progress: Progress = quiet) -> dict[str, Any]:  # fmt: skip

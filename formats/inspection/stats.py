@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.formats.containers.base import Container
+from assay.formats.contract.arguments import checked
 from assay.formats.inspection.row_chunks import matrix_shape, pieces, readable, row_chunks
 from assay.formats.system.progress import Progress, Tick, quiet
 from assay.formats.system.workers import each
@@ -61,6 +62,7 @@ class TensorStats:
     values: Values | None
 
 
+@checked
 def stats_of(container: Container, name: str, tick: Tick = quiet) -> TensorStats:
     """Statistics of one tensor."""
     info = container.tensors[name]
@@ -126,6 +128,7 @@ class _Sums:
         )  # fmt: skip
 
 
+@checked
 def all_stats(container: Container, names: Iterable[str] | None = None, *, progress: Progress = quiet,
               threads: int = 2) -> dict[str, TensorStats]:  # fmt: skip
     """Statistics of ``names`` (None: of all tensors), in that order; memory does not grow with the file."""

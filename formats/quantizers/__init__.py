@@ -17,6 +17,7 @@ import numpy as np
 from assay.formats import blocks
 from assay.formats.blocks.ggml_types import BY_NAME
 from assay.formats.blocks.quants import Quants
+from assay.formats.contract.arguments import checked
 from assay.formats.errors import InputError, NumericError
 from assay.formats.quantizers.one_scale import q4_0, q4_1, q5_0, q5_1, q8_0
 from assay.formats.quantizers.scale_and_min import q4_k, q5_k
@@ -34,6 +35,7 @@ CHUNK_ELEMENTS = 1 << 18
 """Elements worked on at once, 1 MiB an array: a handful fit the last cache, and Python takes little of the time."""
 
 
+@checked
 def quantize(type_name: str, values: np.ndarray, *, where: str = "values", first_row: int = 0,
              threads: int | None = None) -> np.ndarray:  # fmt: skip
     """Store rows of values in a type: f32 ``[..., n]`` -> uint8 ``[..., row_bytes]``.

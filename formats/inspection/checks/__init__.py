@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from assay.formats.containers.base import Container
+from assay.formats.contract.arguments import checked
 from assay.formats.errors import FormatError, ModelError
 from assay.formats.inspection.checks import layers, model, structure, values, vocabulary
 from assay.formats.inspection.checks.check import FAIL, PASS, SKIPPED, WARN, Check
@@ -53,6 +54,7 @@ class Report:
         return ModelError.exit_code if failed else 0
 
 
+@checked
 def validate(container: Container, *, knows_template: Callable[[str], bool] | None = None,
              progress: Progress = quiet) -> Report:  # fmt: skip
     """Ask every check; reads and decodes the whole file once, in bounded memory.

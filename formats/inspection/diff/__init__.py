@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from assay.formats.containers.base import Container, TensorInfo
+from assay.formats.contract.arguments import checked
 from assay.formats.inspection.diff.diagnosis import Diagnosis, diagnoses, of_missing, of_moved, of_names
 from assay.formats.inspection.diff.measure import Measures, difference, identical, measure
 from assay.formats.inspection.diff.metadata import Change, changes
@@ -71,6 +72,7 @@ class Report:
         return values_only or (types and not self.changes)
 
 
+@checked
 def compare(a: Container, b: Container, *, progress: Progress = quiet) -> Report:
     """Compare two files; tensors are read in chunks, so memory does not grow with them."""
     ours, theirs = common_names(a.tensors), common_names(b.tensors)

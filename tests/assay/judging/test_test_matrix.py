@@ -153,3 +153,14 @@ def test_a_prompt_whose_stages_cannot_be_kept_is_refused_before_any_work(monkeyp
     monkeypatch.setattr(axes, "both_containers", no_work)
     for text in ("a b c d " * 100, "a " * 110):
         assert assay("axes", text).is_refusal(2)
+
+
+def test_a_conversation_is_a_prompt_too(ways: Callable[..., int]) -> None:
+    """Raw is the rendered text: the same tokens as the conversation's, as nothing in it spells a control token."""
+    ways("prefill")
+    turns = [{"role": role, "content": text} for role, text in (("system", ""), ("user", "Hi"), ("assistant", "a"))]
+    text = json.dumps({"messages": turns, "continue_final_message": True})
+    said = assay("axes", "--messages", "-", *ONE[2:], "--json", stdin=text.encode()).json
+    assert said["green"] and {cell["prompt"] for cell in said["cells"]} == set(axes.PROMPTS)
+    assert len({cell["expected"] for cell in said["cells"]}) == 1, "the same positions in all"
+    assert assay("axes", "Hi", "--messages", "-", stdin=text.encode()).is_refusal(2)
