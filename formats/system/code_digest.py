@@ -141,6 +141,11 @@ class Walk:
                 else:
                     self.visit(found)
 
+    def module(self, value: types.ModuleType) -> None:
+        """A module in a table: any of its attributes can be meant."""
+        by_name = is_by_version(value.__name__)
+        self.named(value, set() if by_name else {name for name in vars(value) if not name.startswith("__")})
+
     def code(self, code: types.CodeType) -> None:
         """Bytecode, and the code and constants in it; not its lines and files."""
         self._say(code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_flags,
@@ -205,7 +210,7 @@ class Walk:
             self.each(value)
         elif is_dataclass(value):
             self.each(getattr(value, field.name) for field in fields(value))
-        elif kind.__module__ in ("typing", "types", "dataclasses"):  # annotations and sentinels
+        elif kind.__module__ in ("typing", "types", "dataclasses", "__future__"):  # annotations, sentinels
             self._say(repr(value) if kind.__module__ != "dataclasses" else "")
         elif hasattr(value, "__wrapped__") and is_by_version(kind.__module__):  # jax.jit, functools.cache
             self.visit(value.__wrapped__)
@@ -229,7 +234,7 @@ RULES: tuple[tuple[Any, Callable[[Walk, Any], None]], ...] = (
     ((types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType), Walk.builtin),
     (types.MethodType, Walk.method),
     (types.CodeType, Walk.code),
-    (types.ModuleType, lambda walk, value: walk.named(value, set())),
+    (types.ModuleType, Walk.module),
     ((types.GenericAlias, types.UnionType), lambda walk, value: walk._say(repr(value))),
     (type, Walk.klass),
     (enum.Enum, Walk.constant),
