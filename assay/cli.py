@@ -26,7 +26,7 @@ EPILOG = (
 )
 
 COMMANDS = ("run", "chat", "tokenize", "inspect", "convert", "tensors", "validate", "hex", "diff", "pull", "bench",
-            "parity", "flips", "bisect", "axes", "trace", "quantize")  # fmt: skip
+            "parity", "flips", "bisect", "axes", "trace", "quantize", "doctor")  # fmt: skip
 """Modules of ``assay/commands``, in the order of ``assay --help``."""
 
 
