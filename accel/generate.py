@@ -13,7 +13,6 @@ from collections.abc import Generator, Sequence
 from itertools import takewhile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from assay.accel.attention import KVCache
@@ -80,9 +79,9 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
     yield writer.step(first)
     while not writer.finish_reason:
         n_steps = clock.steps_wanted(interval, max_tokens - writer.n_written)
-        choices, made, _, seen = model.decode_steps([writer.last], cache, seen, settings, writer.n_written, n_steps,
-                                             np.zeros(1, bool), logprobs)  # fmt: skip
-        for step in on_host(choices, int(made)):
+        steps, _, seen = model.decode_steps([writer.last], cache, seen, settings, writer.n_written, n_steps,
+                                            np.zeros(1, bool), logprobs)  # fmt: skip
+        for step in steps:
             if writer.finish_reason:  # a stop text in the middle of a run: what was read after it is not kept
                 break
             cache.ids.append(writer.last)
@@ -115,8 +114,7 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
         first, seen = read_prompt(model, result.prompt_ids, cache, settings, logprobs, clock)
         result.add(writer.step(first))
         seens.append(seen)
-    cache, seen = caches[0], jnp.concatenate(seens)
-    cache.join(caches[1:])
+    cache, seen = model.join(caches, seens)
     while not all(writer.finish_reason for writer in writers):
         going_on = [writer for writer in writers if not writer.finish_reason]
         n_written = max(writer.n_written for writer in going_on)
@@ -124,8 +122,8 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
         ended = np.array([writer.finish_reason is not None for writer in writers])
         n_steps = clock.steps_wanted(math.inf, n_left)
         last = [writer.last for writer in writers]
-        choices, made, _, seen = model.decode_steps(last, cache, seen, settings, n_written, n_steps, ended, logprobs)
-        for step in on_host(choices, int(made)):
+        steps, _, seen = model.decode_steps(last, cache, seen, settings, n_written, n_steps, ended, logprobs)
+        for step in steps:
             clock.decoded()
             for i, (result, writer) in enumerate(zip(results, writers, strict=True)):
                 cache.sequences[i].append(writer.last)
@@ -142,18 +140,12 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
 def read_prompt(model: Model, ids: list[int], cache: KVCache, settings: Settings, logprobs: int,
                 clock: Clock) -> tuple[SampledToken, jax.Array]:  # fmt: skip
     """Read what the cache does not hold of a prompt; the first choice, on the host, and what was ``seen``."""
-    cache.recover()
+    model.recover(cache)
     known = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(cache.ids, ids[:-1], strict=False))))
     cache.truncate(known)
     choice, _, seen = model.read(ids[known:], cache, model.new_seen(ids), settings, logprobs)
     clock.prefilled(len(ids) - known)
     return choice, seen
-
-
-def on_host(choices: SampledToken, n: int) -> list[SampledToken]:
-    """The first ``n`` steps of a multi-step decode as NumPy arrays, [n_sequences] each."""
-    fetched = jax.device_get(choices)
-    return [jax.tree.map(lambda a, i=i: a[i], fetched) for i in range(n)]
 
 
 class Clock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +21,7 @@ from jax.experimental import io_callback
 from assay.accel.attention import CACHE_TYPES, KVCache
 from assay.accel.chat import chat_prompt
 from assay.accel.device import dense_type, leave_room_for_callbacks
+from assay.accel.jax_settings import default_device, in_own_settings, own_settings
 from assay.accel.matmul import FEW_TOKENS
 from assay.accel.pack import pack, plan
 from assay.accel.programs import Programs, give_back_memory
@@ -60,21 +61,18 @@ class Model:
                 raise InputError(f"the accelerated engine has no {what} {value!r}", where=where,
                                  remedy=f"Choose one of {', '.join(known)}")  # fmt: skip
         leave_room_for_callbacks()
+        self.device = default_device()
+        """Where all of it is: decided here, whatever the default is later."""
         self.file, self.arith, self.cache_type = file, arith, cache_type
         self.open_s = 0.0
-        self.programs = Programs((file.config, arith, len(file.vocabulary)))
-        self._programs_with_taps = Programs()
+        self.programs = Programs(self.device)
         self._rope_tables: dict[int, jax.Array] = {}
         self._end_ids = np.array(sorted(file.vocabulary.end_ids), np.int32)
-        self._read_all = jax.jit(partial(read_all, file.config, arith, identity))
-        self._read_tapped = jax.jit(partial(read_all, file.config, arith, self._device_tap))
         self._tap: Tap | None = None
         self._n_shown = 0
-        self.params: Any = plan(file)
-        self._prepare()  # the usual program compiles while the weights are packed
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
             tokenizer = pool.submit(Tokenizer, file.vocabulary, nfc=nfc)
-            self.params = pack(file, progress)
+            self.params = self._packed(progress)
             self.tokenizer = tokenizer.result()
         give_back_memory()
 
@@ -86,11 +84,20 @@ class Model:
         return chat_prompt(self.file, messages, tools=tools, add_generation_prompt=add_generation_prompt,
                            continue_final_message=continue_final_message)  # fmt: skip
 
+    @in_own_settings
+    def _packed(self, progress: Callable[[int, int], None] | None) -> Any:
+        """The weights on the device; the usual program compiles while they are packed."""
+        self.params: Any = plan(self.file)
+        self._prepare()
+        return pack(self.file, progress)
+
+    @in_own_settings
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""
         config = self.file.config
         return KVCache(config.n_layers, config.n_kv_heads, config.head_dim, self.cache_type)
 
+    @in_own_settings
     def new_seen(self, ids: Sequence[int]) -> jax.Array:
         """The ids of a prompt as the sampler wants to know them: bool [1, n_rows]."""
         seen = np.zeros((1, self.file.config.n_vocab), bool)
@@ -98,6 +105,7 @@ class Model:
         return jnp.asarray(seen)
 
     @checked
+    @in_own_settings
     def prefill(self, ids: Sequence[int], cache: KVCache | None = None) -> tuple[np.ndarray, KVCache]:
         """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
         cache = self.new_cache() if cache is None else cache
@@ -110,24 +118,34 @@ class Model:
         return self.prefill([token], cache)
 
     @checked
+    @in_own_settings
     def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
         """Logits [n_tokens, n_vocab] of every position of a sequence that starts at position 0.
 
         With a ``tap`` the compiled program calls back to the host at every stage of every layer, and goes on
-        with what the tap returns.
+        with what the tap returns. Raises InputError where JAX's transfer guard forbids that.
         """
         self.file.check_ids(ids)
         cache = self.new_cache()
         padded = pad(ids, 1 << max(4, (len(ids) - 1).bit_length()))
         cache.reserve(len(padded))
         self._tap, self._n_shown = tap, len(ids)
-        name, function = ("tapped", self._read_tapped) if tap else ("all", self._read_all)
+        name, device_tap = ("tapped", self._device_tap) if tap else ("all", identity)
         key = (name, len(padded), cache.capacity)
         turns = self._turns(cache.capacity)
-        programs = self._programs_with_taps if tap else self.programs
-        logits = programs.run(key, function, self.params, padded, turns, cache.k, cache.v)
-        return finite_logits(logits)[: len(ids)]
+        function = partial(read_all, self.file.config, self.arith, device_tap)
+        try:
+            logits = self.programs.run(key, function, self.params, padded, turns, cache.k, cache.v)
+            return finite_logits(logits)[: len(ids)]
+        except jax.errors.JaxRuntimeError as error:
+            # JAX itself hands a callback its arguments, in a thread where only settings of the whole process hold.
+            if tap and "Disallowed" in str(error) and "transfer" in str(error):
+                raise InputError("JAX may not move activations to the host, so there is nothing to tap",
+                                 where="jax_transfer_guard=disallow_explicit",
+                                 remedy="Set it to disallow, or for one thread only") from error  # fmt: skip
+            raise
 
+    @in_own_settings
     def read(self, ids: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings,
              n_top: int = 0) -> tuple[SampledToken, jax.Array, jax.Array]:  # fmt: skip
         """Append ``ids`` to the only sequence of the cache, chunk by chunk, and choose the first token after them.
@@ -143,10 +161,10 @@ class Model:
             piece = list(ids[at : at + longest])
             if len(piece) <= ONE_BY_ONE:
                 for token in piece:
-                    steps, _, logits, seen = self.decode_steps(
+                    steps, logits, seen = self.decode_steps(
                         [token], cache, seen, settings, 0, 1, np.zeros(1, bool), n_top
                     )
-                    choices = jax.tree.map(lambda a: a[0], jax.device_get(steps))
+                    choices = steps[0]
                     cache.ids.append(token)
             else:
                 choices, logits, seen = self._read_chunk(piece, cache, seen, settings, n_top)
@@ -158,37 +176,53 @@ class Model:
         padded = pad(ids, next(length for length in CHUNKS if length >= len(ids)))[None]
         start = np.array([len(cache.ids)], np.int32)
         cache.reserve(len(cache.ids) + padded.shape[1])
-        function = jitted(read, self.file.config, self.arith, n_top, len(self.file.vocabulary))
         choices, logits, state = self.programs.run(
-            ("read", padded.shape, cache.capacity, n_top, settings.greedy), function, self.params, padded,
-            np.int32(len(ids)), start, self._turns(cache.capacity), State(cache.k, cache.v, seen), settings,
-            np.int32(0),
+            ("read", padded.shape, cache.capacity, n_top, settings.greedy), self._step(read, n_top), self.params,
+            padded, np.int32(len(ids)), start, self._turns(cache.capacity), State(cache.k, cache.v, seen), settings,
+            np.int32(0), donate=(5,),
         )  # fmt: skip
         cache.k, cache.v, seen = state
         return jax.device_get(choices), logits, seen
 
+    def _step(self, step: Callable[..., Any], n_top: int) -> Callable[..., Any]:
+        """A step of ``accel/steps.py`` for this model."""
+        return partial(step, self.file.config, self.arith, n_top, len(self.file.vocabulary))
+
+    @in_own_settings
     def decode_steps(self, tokens: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings, counter: int,
                      n_steps: int, ended: np.ndarray,
-                     n_top: int = 0) -> tuple[SampledToken, jax.Array, jax.Array, jax.Array]:  # fmt: skip
+                     n_top: int = 0) -> tuple[list[SampledToken], jax.Array, jax.Array]:  # fmt: skip
         """Read one token for each sequence of the cache, then what each of them chose, ``n_steps`` times in all.
 
-        Returns as ``steps.decode``: choices [MOST_STEPS, n_sequences], how many were made, the last logits
-        [n_sequences, n_rows], and ``seen``. The caller enters into ``cache.sequences`` what it accepts.
+        Returns the choices that were made, as NumPy arrays [n_sequences] for each step, and on the device the last
+        logits [n_sequences, n_rows] and ``seen``. The caller enters into ``cache.sequences`` what it accepts.
         """
         start = np.array([len(ids) for ids in cache.sequences], np.int32)
         cache.reserve(int(start.max()) + n_steps)
         key = ("decode", len(tokens), cache.capacity, n_top, settings.greedy)
-        function = jitted(decode, self.file.config, self.arith, n_top, len(self.file.vocabulary))
         choices, made, logits, state = self.programs.run(
-            key, function, self.params, np.array(tokens, np.int32), start, self._turns(cache.capacity),
-            State(cache.k, cache.v, seen), settings, np.int32(counter), np.int32(n_steps), ended, self._end_ids,
+            key, self._step(decode, n_top), self.params, np.array(tokens, np.int32), start,
+            self._turns(cache.capacity), State(cache.k, cache.v, seen), settings, np.int32(counter),
+            np.int32(n_steps), ended, self._end_ids, donate=(4,),
         )  # fmt: skip
         cache.k, cache.v, seen = state
-        return choices, made, logits, seen
+        choices, made = jax.device_get((choices, made))
+        return [jax.tree.map(lambda a, i=i: a[i], choices) for i in range(int(made))], logits, seen
+
+    @in_own_settings
+    def join(self, caches: Sequence[KVCache], seen: Sequence[jax.Array]) -> tuple[KVCache, jax.Array]:
+        """One cache with the sequences of all, side by side, and what was ``seen`` of each; the others are used up."""
+        caches[0].join(caches[1:])
+        return caches[0], jnp.concatenate(seen)
+
+    @in_own_settings
+    def recover(self, cache: KVCache) -> None:
+        """``KVCache.recover``: start empty where an interrupted step took the arrays."""
+        cache.recover()
 
     def fingerprint(self) -> dict[str, Any]:
         """What could make two runs of this engine differ."""
-        device = jax.devices()[0]
+        device = self.device
         return {
             "engine": "accel",
             "arith": self.arith,
@@ -209,9 +243,9 @@ class Model:
         number, one = struct((), jnp.int32), struct((1,), jnp.int32)
         turns = struct((cache.capacity, 2, config.head_dim // 2), jnp.float32)
         self.programs.prepare(
-            ("decode", 1, cache.capacity, 0, settings.greedy),
-            jitted(decode, config, self.arith, 0, len(self.file.vocabulary)), self.params, one, one, turns, state,
-            settings, number, number, struct((1,), jnp.bool_), struct(self._end_ids.shape, jnp.int32),
+            ("decode", 1, cache.capacity, 0, settings.greedy), self._step(decode, 0), self.params, one, one, turns,
+            state, settings, number, number, struct((1,), jnp.bool_), struct(self._end_ids.shape, jnp.int32),
+            donate=(4,),
         )  # fmt: skip
 
     def _turns(self, capacity: int) -> jax.Array:
@@ -229,17 +263,10 @@ class Model:
     def _show(self, stage: str, layer: np.ndarray, activation: np.ndarray) -> np.ndarray:
         """Show the host's tap the rows that are tokens, not padding."""
         assert self._tap is not None
-        whole = np.array(activation)
-        index = int(layer)
+        with own_settings(self.device):  # a thread of XLA's, with the process's settings
+            whole, index = np.array(activation), int(layer)
         whole[: self._n_shown] = self._tap(stage, None if index < 0 else index, whole[: self._n_shown].copy())
         return whole
-
-
-@cache
-def jitted(step: Callable[..., Any], *static: Any) -> Any:
-    """A step with its first arguments fixed, its state (a ``State``) donated; made once, not at every call."""
-    place = {read: 5, decode: 4}[step]
-    return jax.jit(partial(step, *static), donate_argnums=place)
 
 
 def pad(ids: Sequence[int], length: int) -> np.ndarray:

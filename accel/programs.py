@@ -3,6 +3,10 @@
 A *program* here is a function of ``accel/steps.py`` compiled for one set of shapes. Compiling is part of speed, so it
 is timed apart, may begin before the weights are there (shapes are enough), and its result is kept beside the models in
 ``~/.cache/assay/xla`` for the next process (``accel/kept_programs.py``).
+
+What is traced, or found on disk, is looked up by the code as it is in memory at that moment
+(``formats/system/code_digest.py``). A function whose code cannot be told, such as one that calls the host back, is
+traced and compiled anew. A program that a model has, it keeps.
 """
 
 from __future__ import annotations
@@ -15,48 +19,59 @@ from typing import Any
 
 import jax
 
+from assay.accel.jax_settings import in_own_settings
 from assay.accel.kept_programs import load, path_of, save
+from assay.formats.system.code_digest import digest
 
 Key = tuple[Any, ...]
+_JITTED: dict[tuple[str, tuple[int, ...]], Any] = {}
+"""``jax.jit`` of functions by their code: models of the same shape share what is traced."""
 
 
 class Programs:
-    """Compiled programs by key.
+    """Compiled programs by key, for one device."""
 
-    ``made_from``: what they are made from beside key and arguments, as plain data; None if that cannot be said, or if
-    they call the host back. Then they are not kept on disk.
-    """
-
-    def __init__(self, made_from: tuple[Any, ...] | None = None) -> None:
-        self._made_from = made_from
+    def __init__(self, device: jax.Device) -> None:
+        self.device = device
         self.compile_s = 0.0
         """Seconds that callers of :meth:`run` waited for compiling."""
         self._compiled: dict[Key, Any] = {}
         self._coming: dict[Key, Future[Any]] = {}
 
-    def prepare(self, key: Key, function: Callable[..., Any], *arguments: Any) -> None:
+    def prepare(self, key: Key, function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> None:
         """Begin to compile ``function`` for arguments like these (arrays or shapes) in the background."""
         pool = ThreadPoolExecutor(1, thread_name_prefix="compiling")
-        self._coming[key] = pool.submit(self._ready, key, function, *arguments)
+        self._coming[key] = pool.submit(self._ready, function, donate, *arguments)
         pool.shutdown(wait=False)
 
-    def run(self, key: Key, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call ``function`` (a ``jax.jit``), compiled once for ``key``."""
+    def run(self, key: Key, function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
+        """Call ``function``, compiled once for ``key``; ``donate``: the places of arguments that it may use up."""
         if key not in self._compiled:
             started = time.perf_counter()
             coming = self._coming.pop(key, None)
-            self._compiled[key] = coming.result() if coming else self._ready(key, function, *arguments)
+            self._compiled[key] = coming.result() if coming else self._ready(function, donate, *arguments)
             self.compile_s += time.perf_counter() - started
         return self._compiled[key](*arguments)
 
-    def _ready(self, key: Key, function: Any, *arguments: Any) -> Any:
+    @in_own_settings
+    def _ready(self, function: Callable[..., Any], donate: tuple[int, ...], *arguments: Any) -> Any:
         """The program from the disk, else compiled, and kept there."""
-        path = None if self._made_from is None else path_of((self._made_from, key), arguments)
-        program = load(path)
+        code = digest(function)
+        path = path_of(code, donate, arguments)
+        program = load(path, self.device)
         if program is None:
-            program = compiled(function, *arguments)
-            save(path, program)
+            program = compiled(jitted(function, code, donate), *arguments)
+            if digest(function) == code:
+                save(path, program)
+            elif code is not None:  # replaced while it was traced: what that made is neither's
+                _JITTED.pop((code, donate), None)
         return program
+
+
+def jitted(function: Callable[..., Any], code: str | None, donate: tuple[int, ...]) -> Any:
+    """``jax.jit`` of a function; one for all that have the same ``code``, since JAX keeps what it traced with it."""
+    made = jax.jit(function, donate_argnums=donate)
+    return made if code is None else _JITTED.setdefault((code, donate), made)
 
 
 def compiled(function: Any, *arguments: Any) -> Any:

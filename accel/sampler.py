@@ -23,17 +23,17 @@ from assay.formats.contract.engine import Sampling
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Settings:
-    """``Sampling`` as device scalars, so that changing a setting compiles nothing.
+    """``Sampling`` as arguments of a program, so that changing a setting compiles nothing.
 
     But greedy and drawn are two programs: most generations never need to compile the filters.
     """
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
-    repeat_penalty: jax.Array
-    key: jax.Array  # [2] uint32: the seed, high word first
+    temperature: jax.Array | np.float32
+    top_k: jax.Array | np.int32
+    top_p: jax.Array | np.float32
+    min_p: jax.Array | np.float32
+    repeat_penalty: jax.Array | np.float32
+    key: jax.Array | np.ndarray  # [2] uint32: the seed, high word first
     greedy: bool = field(metadata={"static": True})
 
 
@@ -49,14 +49,14 @@ class SampledToken(NamedTuple):
 
 
 def settings_of(sampling: Sampling) -> Settings:
-    """Move the settings to the device."""
+    """The settings in the types of the device, on the host: a step takes them along."""
     return Settings(
-        temperature=jnp.float32(sampling.temperature),
-        top_k=jnp.int32(min(sampling.top_k, np.iinfo(np.int32).max)),
-        top_p=jnp.float32(sampling.top_p),
-        min_p=jnp.float32(sampling.min_p),
-        repeat_penalty=jnp.float32(sampling.repeat_penalty),
-        key=jnp.array([sampling.seed >> 32, sampling.seed & 0xFFFFFFFF], jnp.uint32),
+        temperature=np.float32(sampling.temperature),
+        top_k=np.int32(min(sampling.top_k, np.iinfo(np.int32).max)),
+        top_p=np.float32(sampling.top_p),
+        min_p=np.float32(sampling.min_p),
+        repeat_penalty=np.float32(sampling.repeat_penalty),
+        key=np.array([sampling.seed >> 32, sampling.seed & 0xFFFFFFFF], np.uint32),
         greedy=sampling.temperature == 0,
     )
 

@@ -35,7 +35,8 @@ def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel",
     ``arith`` names the arithmetic (None: the engine's default), ``nfc`` = False leaves text unnormalised.
     ``cache_weights`` is for the oracle, ``progress(done, total)`` and ``cache_type`` (of keys and values: ``"f32"``,
     ``"bf16"``, ``"f16"``) for the accelerated engine. Raises InputError
-    for an unknown engine or arithmetic, SourceError, FormatError or ModelError for the model.
+    for an unknown engine or arithmetic and where JAX does not start, SourceError, FormatError or ModelError for the
+    model.
     """
     if engine not in ENGINES:
         raise InputError(f"there is no engine {engine!r}", where="--engine",
@@ -56,7 +57,20 @@ def load(model: str | Path | ModelFile = BUILTIN_NAME, *, engine: str = "accel",
             options["cache_type"] = cache_type
         options["progress"] = progress
     file = model if isinstance(model, ModelFile) else find(model)
-    return import_module(f"assay.{engine}").load(file, **options)
+    return engine_package(engine).load(file, **options)
+
+
+def engine_package(engine: str) -> Any:
+    """The package of an engine. Raises InputError if it needs JAX and that cannot be imported."""
+    if engine == "accel":
+        try:
+            import_module("jax")
+        except Exception as error:  # no jax, no jaxlib, or one that does not fit it; a variable that it cannot read
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"JAX cannot be imported: {reason[:300]}", where="jax",
+                             remedy="'pip install --upgrade jax jaxlib' brings versions that fit each other and this "
+                                    "machine; --engine reference needs none") from error  # fmt: skip
+    return import_module(f"assay.{engine}")
 
 
 @checked

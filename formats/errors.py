@@ -13,7 +13,7 @@ may reach a user: an ``IndexError`` or a ``MemoryError`` from hostile input is a
     5     TemplateError    the chat template is missing, refused, or failed
     6     SourceError      a model could not be fetched or verified
     7     NumericError     an engine produced a value that is not a number
-    8     -                no error: the two things that were compared differ (``DIFFERENT``)
+    8     -                no error: the two things that were compared differ, or the self-check failed (``DIFFERENT``)
     9     SampleError      two engines were not shown the same sample, so nothing was compared
     10    -                no error: no verdict, for want of a floor or as the file is in doubt (``UNDECIDED``)
     130   -                interrupted (Ctrl-C)

@@ -13,18 +13,17 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from assay import engines, formats, parity, reference
-from assay.formats import InputError
+from assay import engines, reference
+from assay.formats import InputError, Tensor
 from assay.formats.system.atomic_file import replacing
 from assay.formats.system.cache_dir import cache_folder
-from assay.formats.system.source_hash import source_digest
+from assay.formats.system.code_digest import digest
 from assay.parity import stages
 from assay.parity.precision import Precision
 from assay.parity.prediction import Prediction, predict
@@ -86,16 +85,20 @@ class Baseline:
             self._known[what] = compute()
         return self._known[what]
 
-    def _key(self, what: str, ids: Sequence[int], declared: Precision, *numbers: int) -> str:
-        facts = [what, self.truth.file.sha256, list(ids), declared.name, numbers, code(), np.__version__,
-                 platform.machine()]  # fmt: skip
+    def _key(self, what: str, ids: Sequence[int], declared: Precision, *numbers: int) -> str | None:
+        if (made_by := code()) is None:
+            return None
+        facts = [what, self.truth.file.sha256, list(ids), declared.name, numbers, made_by, np.__version__,
+                 platform.python_version(), platform.machine()]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-@cache
-def code() -> str:
-    """SHA-256 of the source that makes a floor: decoders, oracle, noise and distance."""
-    return source_digest(formats, parity, reference)
+def code() -> str | None:
+    """The code in memory that makes a floor, as a number: decoders, oracle, noise and distance; None if it has none.
+
+    Asked each time: an oracle that was changed while one debugs must not leave its floor to the healthy one.
+    """
+    return digest(Tensor, reference.Model, stages.noise_floor, predict)
 
 
 def folder() -> Path | None:
@@ -105,10 +108,10 @@ def folder() -> Path | None:
     return cache_folder("floors")
 
 
-def kept(key: str, shape: tuple[int | None, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
+def kept(key: str | None, shape: tuple[int | None, ...], compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The array that was kept under ``key``, or else computed now, and kept; what is no such array is replaced."""
     where = folder()
-    if where is None:
+    if where is None or key is None:
         return compute()
     path = where / f"{key}.npy"
     with suppress(OSError, ValueError, EOFError):
