@@ -96,4 +96,6 @@ def token_case(verdict: Verdict, says: str, name: str = "flips") -> Case:
         return Case("tokens", name, Outcome.ERROR, UNCALIBRATED)
     if verdict == Verdict.SKIPPED:
         return Case("tokens", name, Outcome.SKIPPED, f"{verdict}: the tokens were not compared")
+    if verdict == Verdict.DOUBTFUL:
+        return Case("tokens", name, Outcome.ERROR, f"{verdict}: the file leaves in doubt what was read")
     return Case("tokens", name, Outcome.PASSED) if verdict.green else Case("tokens", name, Outcome.FAILED, says)

@@ -12,6 +12,7 @@ from assay.formats.contract.vocabulary import CONTROL, Vocabulary
 CHATML = frozenset({"<|im_start|>", "<|im_end|>"})
 """What Qwen2's turns are made of."""
 MARKER = re.compile(r"<\|[^<>|\s]{1,64}\|>|<\uff5c[^<>\uff5c\s]{1,64}\uff5c>")
+NAMED_AT_MOST = 4
 LEAST_THETA = 1e5
 SHORT_CONTEXT = 4096
 
@@ -37,9 +38,13 @@ def chat_doubts(vocabulary: Vocabulary, chat_template: str | None) -> Iterator[s
     is not in the vocabulary at all may be meant as text, unless it is ChatML's.
     """
     markers = set(MARKER.findall(chat_template or ""))
+    if not markers:
+        return
     kinds = {token: vocabulary.kinds[i] for i, token in enumerate(vocabulary.tokens) if token in markers}
-    for marker in sorted(markers):
-        if marker in kinds and kinds[marker] != CONTROL:
-            yield f"chats are in doubt: the template's {shown(marker)} is not a control token (kind {kinds[marker]})"
-        elif marker in CHATML and marker not in kinds:
-            yield f"chats are in doubt: the template's {shown(marker)} is not a token, and is read in pieces"
+    found = [f"{shown(marker)} is not a control token (kind {kind})"
+             for marker, kind in kinds.items() if kind != CONTROL]  # fmt: skip
+    found += [f"{shown(marker)} is not a token, and is read in pieces" for marker in (CHATML & markers) - kinds.keys()]
+    for culprit in sorted(found)[:NAMED_AT_MOST]:
+        yield f"chats are in doubt: the template's {culprit}"
+    if len(found) > NAMED_AT_MOST:
+        yield f"chats are in doubt: so are {len(found) - NAMED_AT_MOST} more of the template's markers"

@@ -162,6 +162,18 @@ def test_markers_that_are_no_tokens(tmp_path: Path) -> None:
     assert not open_model(base).chat_doubts  # nobody can chat with it
 
 
+def test_of_many_markers_a_few_are_named(tmp_path: Path) -> None:
+    """At once, however many a hostile template has."""
+    n = 20_000
+    tokens = [*model_builder.TOKENS, *(f"<|{i}|>" for i in range(n))]
+    shape = model_builder.Shape(n_padding=n)
+    path = model_builder.build(tmp_path / "m.gguf", shape, metadata={
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [*model_builder.KINDS, *[1] * n],
+        "tokenizer.chat_template": "".join(tokens[-n:])})  # fmt: skip
+    doubts = open_model(path).chat_doubts
+    assert len(doubts) == 5 and f"{n - 4} more" in doubts[-1] and "'<|0|>' is not a control token" in doubts[0]
+
+
 def test_other_doubts(tmp_path: Path) -> None:
     theta = model_builder.build(tmp_path / "a.gguf", metadata={
         "qwen2.rope.freq_base": 1e4, "qwen2.context_length": 32768})  # fmt: skip

@@ -89,6 +89,6 @@ def test_what_was_not_decided_never_passes(
     assert outcomes == {
         Verdict.BIT_EQUAL: Outcome.PASSED, Verdict.NOISE: Outcome.PASSED, Verdict.DRIFT: Outcome.PASSED,
         Verdict.BUG: Outcome.FAILED, Verdict.REFERENCE_SUSPECT: Outcome.FAILED,
-        Verdict.UNCALIBRATED: Outcome.ERROR, Verdict.SKIPPED: Outcome.SKIPPED,
+        Verdict.UNCALIBRATED: Outcome.ERROR, Verdict.DOUBTFUL: Outcome.ERROR, Verdict.SKIPPED: Outcome.SKIPPED,
     }  # fmt: skip
     assert token_case(Verdict.BUG, "2 flips").message == "2 flips"
