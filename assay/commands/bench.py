@@ -84,14 +84,18 @@ def command(
     except Terminated:
         signal.raise_signal(signal.SIGTERM)  # there is nothing to show: as if it had not been caught
         raise
-    stopped, error = facts.pop("stopped"), facts.pop("error")
-    facts = {"model": options.model_of(file), "complete": stopped is None, "stopped": stopped, **facts,
-             "left_out": left_out + facts["left_out"]}  # fmt: skip
+    finish({"model": options.model_of(file), **facts, "left_out": left_out + facts["left_out"]}, shown, plot)
+
+
+def finish(facts: dict[str, Any], shown: Rows, plot: Path | None) -> None:
+    """Show and draw what was measured, and exit as what stopped it says."""
+    stopped, error = facts["stopped"], facts.pop("error")
+    facts["complete"] = stopped is None
     if error is not None:
         facts["error"] = options.error_of(error)
     if plot is not None and facts["results"]:
         bench_plot.draw(facts, plot)
-    if as_json:
+    if shown.quiet:
         typer.echo(json.dumps(facts, ensure_ascii=False))
     else:
         shown.end(facts)
