@@ -141,7 +141,7 @@ def _items(origin: Any, value: Any) -> list[Any] | None:
 
 
 def _all_plain(ids: Sequence[Any]) -> bool:
-    """Whether nothing needs to be done about a long prompt's ids, in a hundredth of the time of one by one."""
+    """Whether these are integers already and none is huge: of a long prompt this is asked at every call."""
     return all(type(i) is int for i in ids) and (not ids or (min(ids) > -(2**64) and max(ids) < 2**64))
 
 
