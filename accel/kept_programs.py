@@ -45,10 +45,11 @@ MOST_BYTES = 256 << 20
 
 def folder() -> Path | None:
     """Where programs are kept; None if the user does not want it (``ASSAY_XLA_CACHE=off``) or has JAX keep them, or if
-    others could have put something there."""
-    if os.environ.get("ASSAY_XLA_CACHE") == "off" or jax.config.values["jax_compilation_cache_dir"]:
+    others could have put something there. ``ASSAY_XLA_CACHE`` may also be the absolute path of another folder."""
+    chosen = os.environ.get("ASSAY_XLA_CACHE", "")
+    if chosen == "off" or jax.config.values["jax_compilation_cache_dir"]:
         return None
-    where = cache_folder("xla")
+    where = Path(chosen) if os.path.isabs(chosen) else cache_folder("xla")
     with suppress(OSError):
         if not is_private(os.stat(where)):
             refuse(where)

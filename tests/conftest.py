@@ -1,12 +1,21 @@
-"""Shared by all tests: the folder of test-only modules, and the real models for ``-m real``."""
+"""Shared by all tests: compiled programs of this session, the engines of the built-in model, the real models."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-os.environ["ASSAY_XLA_CACHE"] = "off"  # what is tested is compiled here and now; nothing is left behind
-os.environ["ASSAY_FLOORS"] = "off"  # a test that changes the oracle must not leave its floor to others
+os.environ["ASSAY_FLOORS"] = "off"  # what is tested is measured here and now
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled programs are kept for this session, in a folder that all its processes share; nothing is left behind."""
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist has its parent's folder
+        folder = tempfile.mkdtemp(prefix="assay-tests-programs-")
+        os.environ["ASSAY_XLA_CACHE"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

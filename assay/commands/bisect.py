@@ -78,7 +78,7 @@ def command(
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None
     cases = stage_cases(finding, found.floor if found else {}, verdict)
-    verdict = in_doubt(verdict, judged, chat)
+    verdict = in_doubt(verdict, judged, chat or messages is not None)
     write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
         said = facts(judged, finding, verdict) | {"minified": str(minify) if shown else None}

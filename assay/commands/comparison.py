@@ -57,7 +57,9 @@ def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, mes
     file = options.open_file(model)
     with (opened(file, engine, arith, cache_type, taps=taps, endpoint_model=endpoint_model,
                  insecure_key=insecure_key) as judged, bar() as progress):  # fmt: skip
-        most = MAX_TOKENS if taps and path == "prefill" else None  # every stage is kept of so many
+        most = None  # tokens are judged in windows, of a text of any length
+        if taps:  # every stage is kept, of so many
+            most = MAX_TOKENS if path == "prefill" else file.config.context_length
         yield judged, judged.sample(text, forced, chat, most), progress
 
 

@@ -86,10 +86,7 @@ def command(
         written = judge_free_run(judged, sample, free, runs, progress) if free else None
     if positions is None:
         write_junit(junit, [token_case(Verdict.UNCALIBRATED, "")], judged, Verdict.UNCALIBRATED, force=force)
-        if as_json:
-            typer.echo(json.dumps({"verdict": Verdict.UNCALIBRATED}))
-        else:
-            say_verdict(Verdict.UNCALIBRATED, NO_FLOOR + (DECLARE if is_address(engine) else ""))
+        show_uncalibrated(DECLARE if is_address(engine) else "", as_json)
         raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
     counted = account(positions)
     verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))
@@ -99,7 +96,7 @@ def command(
         cases.append(token_case(of_writing, writing_line(as_facts(judged, written)), "writing by itself"))
         if verdict.green and not of_writing.green:
             verdict = of_writing
-    verdict = in_doubt(verdict, judged, chat)
+    verdict = in_doubt(verdict, judged, chat or messages is not None)
     write_junit(junit, cases, judged, verdict, force=force)
     said = facts(judged, sample, positions, counted, written, verdict)
     if as_json:
@@ -107,6 +104,14 @@ def command(
     else:
         show(judged, said, counted, written)
     raise typer.Exit(exit_code(verdict))
+
+
+def show_uncalibrated(remedy: str, as_json: bool) -> None:
+    """That there is no noise floor, and what can be done about it."""
+    if as_json:
+        typer.echo(json.dumps({"verdict": Verdict.UNCALIBRATED}))
+    else:
+        say_verdict(Verdict.UNCALIBRATED, NO_FLOOR + remedy)
 
 
 def facts(judged: UnderTest, ids: list[int], positions: Positions, counted: Account, written: FreeRun | None,

@@ -97,7 +97,7 @@ def command(
         chat = chat or MARKER.search(judged.candidate.sample.text or "") is not None
         path = "dump" if judged.candidate.weights else UNNAMED
     counted = account(positions) if positions is not None else None
-    verdict = in_doubt(overall(found, counted), judged, chat)
+    verdict = in_doubt(overall(found, counted), judged, chat or messages is not None)
     if report is not None:
         with replacing(report, force=force) as file:
             file.write(as_page(judged, sample, found, positions, counted, verdict).encode())

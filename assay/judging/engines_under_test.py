@@ -64,12 +64,12 @@ class UnderTest:
 
         A peer is given ids: whether its own tokenizer would have made them is not what is judged here. Raises
         SampleError where they differ, InputError for neither or both of text and ids, and for a text of more than
-        ``most`` tokens (None: those of the context) before it is encoded, where that is sure.
+        ``most`` tokens (None: any number) before it is encoded, where that is sure.
         """
         if (text is None) == (ids is None):
             raise InputError("a comparison needs a prompt, or --ids", where="prompt", remedy="Give one of the two")
         prompt = None if text is None else rendered_by(self.truth, text, chat)
-        if prompt is not None:
+        if prompt is not None and most is not None:
             self.file.check_text(prompt, most)
         ours = read_by(self.truth, None, ids, chat) if prompt is None else encoded_by(self.truth, prompt)
         if not isinstance(self.candidate, ExternalEngine):

@@ -20,6 +20,7 @@ from assay.formats import InputError, ModelError, ModelFile, NumericError, Sampl
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.messages import Conversation
 from assay.formats.conversion.convert import convert
+from assay.formats.qwen2.doubts import MARKER
 from assay.formats.system.progress import Progress, quiet
 from assay.judging.engines_under_test import UnderTest, baseline, read_by, rendered_by
 from assay.judging.judge import PATHS, StageReport, judge_free_run, judge_stages, written
@@ -120,7 +121,8 @@ def judged(way: Way, under_test: UnderTest, prompt: str, text: str | Conversatio
         return Cell(levels, OTHER_SAMPLE, f"{error.where}: {error.what}")
     except NumericError as error:
         return Cell(levels, Verdict.BUG, error.what)
-    if prompt != "raw" and under_test.file.chat_doubts and Verdict(cell.verdict).green:
+    in_turns = prompt != "raw" or MARKER.search(str(text)) is not None
+    if in_turns and under_test.file.chat_doubts and Verdict(cell.verdict).green:
         return replace(cell, verdict=Verdict.DOUBTFUL, note=under_test.file.chat_doubts[0])
     return cell
 

@@ -124,7 +124,8 @@ def test_data_counts_by_its_value() -> None:
 
 
 @pytest.mark.parametrize("value", [Mock(), object(), iter([1]), np.array([object()]), partial(Mock()), {1: Mock()},
-                                   sys.stderr.write], ids=str)  # fmt: skip
+                                   sys.stderr.write],
+                         ids=["mock", "object", "iterator", "array", "partial", "dictionary", "method"])  # fmt: skip
 def test_what_could_do_anything_has_no_digest(value: Any) -> None:
     assert digest(value) is None
 
