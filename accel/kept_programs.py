@@ -34,7 +34,7 @@ from jax.experimental import serialize_executable
 
 from assay.accel.device import instructions
 from assay.formats.system.atomic_file import replacing
-from assay.formats.system.cache_dir import cache_folder
+from assay.formats.system.cache_dir import programs_folder
 from assay.formats.system.code_digest import digest
 from assay.formats.system.cpus import processors
 
@@ -46,10 +46,9 @@ MOST_BYTES = 256 << 20
 def folder() -> Path | None:
     """Where programs are kept; None if the user does not want it (``ASSAY_XLA_CACHE=off``) or has JAX keep them, or if
     others could have put something there. ``ASSAY_XLA_CACHE`` may also be the absolute path of another folder."""
-    chosen = os.environ.get("ASSAY_XLA_CACHE", "")
-    if chosen == "off" or jax.config.values["jax_compilation_cache_dir"]:
+    where = programs_folder()
+    if where is None or jax.config.values["jax_compilation_cache_dir"]:
         return None
-    where = Path(chosen) if os.path.isabs(chosen) else cache_folder("xla")
     with suppress(OSError):
         if not is_private(os.stat(where)):
             refuse(where)

@@ -261,7 +261,10 @@ class Model:
         return io_callback(partial(self._show, stage), like, layer, activation, ordered=True)
 
     def _show(self, stage: str, layer: np.ndarray, activation: np.ndarray) -> np.ndarray:
-        """Show the host's tap the rows that are tokens, not padding."""
+        """Show the host's tap the rows that are tokens, not padding.
+
+        XLA picks the thread: the tap sees JAX's settings of the process there, or the engine's.
+        """
         assert self._tap is not None
         with own_settings(self.device):  # a thread of XLA's, with the process's settings
             whole, index = np.array(activation), int(layer)

@@ -17,7 +17,7 @@ from assay.commands.tables import columns, line, plural, size
 from assay.fetch.catalogue import catalogue
 from assay.fetch.pull import default_folder
 from assay.formats.errors import DIFFERENT
-from assay.formats.system.cache_dir import cache_folder
+from assay.formats.system.cache_dir import cache_folder, programs_folder
 from assay.self_check import Report, self_check
 
 PACKAGES = ("assay", "scipy", "tokenizers", "jinja2", "typer", "rich", "gguf")
@@ -53,7 +53,7 @@ def command(as_json: options.Json = False) -> None:
 
 def caches() -> list[dict[str, Any]]:
     """What is kept between processes: name, folder, number of files, bytes, and the command that clears it."""
-    folders = {"models": default_folder(), "compiled programs": cache_folder("xla"),
+    folders = {"models": default_folder(), "compiled programs": programs_folder() or cache_folder("xla"),
                "noise floors": cache_folder("floors")}  # fmt: skip
     found = []
     for name, folder in folders.items():

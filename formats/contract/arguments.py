@@ -145,7 +145,8 @@ def _all_plain(ids: Sequence[Any]) -> bool:
     return all(type(i) is int for i in ids) and (not ids or (min(ids) > -(2**64) and max(ids) < 2**64))
 
 
-_NOTHING = object()
+class _NOTHING:
+    """What stands for a value that does not fit."""
 
 
 def _single(kind: Any, value: Any, of: Sequence[Any]) -> Any:

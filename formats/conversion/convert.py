@@ -94,8 +94,7 @@ def convert(source: str | Path, target: str | Path, *, to: str | None = None, tr
     demand_distinct_places(source, target)
     demand_vacant(target, form, force=force)
     before = opened(source)
-    for part in before.container.parts:
-        demand_apart(part, target)
+    demand_apart(target, before.container.parts)
     before.container.verify(progress)
     written = unfinished(target)
     try:

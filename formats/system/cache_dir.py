@@ -18,6 +18,14 @@ def cache_folder(name: str) -> Path:
     return home() / name
 
 
+def programs_folder() -> Path | None:
+    """Where compiled programs are kept: of everything, or the absolute path in ``ASSAY_XLA_CACHE``; None if ``off``."""
+    chosen = os.environ.get("ASSAY_XLA_CACHE", "")
+    if chosen == "off":
+        return None
+    return Path(chosen) if os.path.isabs(chosen) else cache_folder("xla")
+
+
 def home() -> Path:
     """The folder of everything that Assay keeps: ``ASSAY_HOME``, or else ``assay`` in the user's cache folder."""
     if chosen := os.environ.get("ASSAY_HOME"):

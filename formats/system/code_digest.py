@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import inspect
 import re
 import sys
 import types
@@ -244,6 +245,7 @@ RULES: tuple[tuple[Any, Callable[[Walk, Any], None]], ...] = (
     ((np.ndarray, np.generic), Walk.array),
     (np.dtype, lambda walk, value: walk._say(str(value))),
     (re.Pattern, Walk.pattern),
+    (inspect.Signature, lambda walk, value: walk._say(str(value))),
     ((set, frozenset), Walk.unordered),
     ((list, types.MappingProxyType, dict), lambda walk, value: walk.container(value)),
 )

@@ -88,17 +88,8 @@ def test_a_stream_leaves_the_settings_of_its_reader_alone(builtin_accel: Model) 
     """A generator's frame is left at every token: what is in force there must not leak into its reader."""
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         before = dict(jax.config.values)
-        seen = []
-
-        def tap(stage: str, layer: int | None, x: np.ndarray) -> np.ndarray:
-            seen.append(jax.config.values["jax_debug_nans"])
-            return x
-
         for _ in accel.stream_generate(builtin_accel, IDS, max_tokens=3):
             assert dict(jax.config.values) == before
-        with everywhere(("jax_debug_nans", True)):
-            builtin_accel.forward(IDS[:3], tap)
-        assert seen and all(seen)
     assert not jax.config.values["jax_enable_x64"]
 
 

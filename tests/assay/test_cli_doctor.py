@@ -46,7 +46,8 @@ def test_what_is_shown(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPat
     for name in list(os.environ):
         if name.startswith(("JAX_", "XLA_")):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a b"))
+    monkeypatch.delenv("ASSAY_XLA_CACHE")
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "a b" / "assay"))
     programs = tmp_path / "a b" / "assay" / "xla"
     programs.mkdir(parents=True)
     (programs / "x.program").write_bytes(bytes(1500))

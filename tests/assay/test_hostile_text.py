@@ -25,8 +25,8 @@ REFUSING = '{{ raise_exception("' + HOSTILE.replace("\n", " ") + '") }}'
 NAME = "\x1b]0;owned\x07\x1b[2J\x9b\u202e[red]x[/red][link=e]y[/link]\n\t"
 """A tensor's, of at most 63 bytes."""
 SHAPE = model_builder.Shape(n_padding=2)
-NEVER_RUN = {"pull", "bench"}
-"""One prints what the catalogue says, the other takes minutes; both print through the same functions."""
+NEVER_RUN = {"pull", "bench", "doctor"}
+"""What the catalogue says, what takes minutes, what reads no file of the user's: all print through the same functions."""
 
 
 def metadata(template: str) -> dict[str, object]:

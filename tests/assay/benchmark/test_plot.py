@@ -60,6 +60,6 @@ def test_kinds_may_be_missing(kinds: tuple[str, ...]) -> None:
 
 def test_a_folder_that_refuses_is_a_refusal(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         draw(facts(), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[dict[str, Value], list[Stored], str]] = {
     "same name twice": ({}, [f32("a", 1), f32("a", 2)], "two tensors"),
     "5 axes": ({}, [stored_as("F32", 1, 1, 1, 1, 1)], "5 axes"),
     "no axis": ({}, [stored_as("F32")], "0 axes"),
-    "padded rows": ({}, [stored_as("Q4_K", 4, 896)], "no whole Q4_K blocks"),
+    "padded rows": ({}, [stored_as("Q4_K", 4, 896)], "not whole Q4_K blocks"),
     "too few bytes": ({}, [stored_as("F32", 2, nbytes=7)], "takes 8 bytes, not 7"),
     "empty key": ({"": typed("uint8", 1)}, [], "cannot be a key"),
     "key too long": ({"k" * 65536: typed("uint8", 1)}, [], "cannot be a key"),

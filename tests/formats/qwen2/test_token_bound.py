@@ -54,7 +54,7 @@ def test_normalising_drops_no_more_than_is_taken_off() -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    ("run",), ("run", "-e", "reference"), ("run", "--no-nfc"), ("parity",), ("flips",), ("bisect",),
+    ("run",), ("run", "-e", "reference"), ("run", "--no-nfc"), ("parity",), ("bisect",),
     ("trace", "-e", "reference", "-o", "never"),
 ])  # fmt: skip
 def test_a_text_that_cannot_fit_is_not_encoded(

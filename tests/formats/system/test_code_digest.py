@@ -52,7 +52,7 @@ def broken(*arguments: Any, **named: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", [
-    "steps.rotate", "steps.rms_norm", "steps.attention", "steps.read", "steps.BURST", "steps.jax.nn.silu",
+    "steps.rotate", "steps.rms_norm", "steps.attention", "steps.read", "steps.MOST_STEPS", "steps.jax.nn.silu",
     "attention.widened", "attention.WIDEST_BLOCK", "attention.lax.fori_loop", "matmul.integer_product",
     "matmul.FEW_TOKENS", "matmul.LAYOUTS", "matmul.dense_type", "quantize.largest", "quantize.jnp.round",
     "sampler.first_largest", "sampler.jax.nn.logsumexp", "blocks.DECODERS",
