@@ -63,7 +63,7 @@ def stream_generate(model: Model, prompt: str | Prompt | Sequence[int], *, max_t
 
     Ends at any end token of the file, or when the text contains ``stop`` or one of them (which is cut off), or at
     ``max_tokens`` (None: 128, or what is left of the context if that is less). ``cache`` may hold an earlier
-    conversation: the part of the prompt it already holds is not read again. Tokens come in bursts of about ``interval``
+    conversation: the part of the prompt it already holds is not read again. Tokens come in runs of about ``interval``
     seconds. Raises InputError for a prompt that does not fit the context together with ``max_tokens``, NumericError
     for a logit that is not a number.
     """

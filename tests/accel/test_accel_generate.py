@@ -25,7 +25,7 @@ def fast() -> Model:
 
 
 @greedy_and_drawn
-def test_how_a_text_is_cut_into_bursts_changes_nothing(fast: Model, sampling: Sampling) -> None:
+def test_how_a_text_is_cut_into_runs_changes_nothing(fast: Model, sampling: Sampling) -> None:
     def run(interval: float) -> list[tuple[int, float]]:
         steps = accel.stream_generate(fast, "class Stack:", max_tokens=40, sampling=sampling, interval=interval)
         return [(step.id, step.margin) for step in steps]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from assay import self_check
+from assay.commands.doctor import OF_JAX
 from assay.self_check import Check, Report
 from tests.assay.command_line import assay
 
@@ -44,7 +45,7 @@ def test_what_did_not_pass_is_exit_8(report: Report, monkeypatch: pytest.MonkeyP
 
 def test_what_is_shown(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("JAX_", "XLA_")):
+        if name.startswith(OF_JAX):
             monkeypatch.delenv(name)
     monkeypatch.delenv("ASSAY_XLA_CACHE")
     monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "a b" / "assay"))

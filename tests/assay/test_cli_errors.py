@@ -178,7 +178,8 @@ def test_a_signal_leaves_nothing_unfinished(command: str, number: signal.Signals
     code = (f"import signal, sys, time; from importlib import import_module; from assay import cli; "
             f"setattr(getattr(import_module({module!r}), {name!r}), {method!r}, "
             "lambda *_: (print('here', flush=True), time.sleep(60))); "
-            "signal.signal(signal.SIGINT, signal.default_int_handler); cli.main()")  # fmt: skip
+            "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+            "cli.main()")  # fmt: skip
     target = str(tmp_path / {"convert": "x.apr", "quantize": "x.gguf", "trace": "x"}[command])
     arguments = {"convert": ["builtin", target], "quantize": ["builtin", target, "--requantize"],
                  "trace": ["a", "-e", "reference", "-o", target]}[command]  # fmt: skip

@@ -26,7 +26,7 @@ NAME = "\x1b]0;owned\x07\x1b[2J\x9b\u202e[red]x[/red][link=e]y[/link]\n\t"
 """A tensor's, of at most 63 bytes."""
 SHAPE = model_builder.Shape(n_padding=2)
 NEVER_RUN = {"pull", "bench", "doctor"}
-"""What the catalogue says, what takes minutes, what reads no file of the user's: all print through the same functions."""
+"""What the catalogue says, what takes minutes, what reads no file of a user's: all print through the same functions."""
 
 
 def metadata(template: str) -> dict[str, object]:

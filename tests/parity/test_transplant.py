@@ -56,7 +56,7 @@ def test_a_fault_at_a_missing_stage_counts_to_the_next(judged: UnderTest, declar
     assert finding.wrong == (("attention", 2),)
 
 
-def test_the_inherited_error_is_that_of_the_run(
+def test_the_accumulated_error_is_that_of_the_run(
     judged: UnderTest, truth: stages.Activations, declared: Precision
 ) -> None:
     spoiled = Planted(judged.candidate, *FAULTS["residual added twice"])

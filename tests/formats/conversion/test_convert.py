@@ -313,7 +313,7 @@ def test_ends_that_apr_cannot_state(tmp_path: Path) -> None:
     assert 5 in open_model(tmp_path / "hf").vocabulary.end_ids
 
 
-KEEPSAKES: dict[str, Any] = {
+SIDECARS: dict[str, Any] = {
     "text": "x",
     "a list": [],
     "keys that are a number": {"metadata": {"keys": 1, "absent": []}},
@@ -347,11 +347,11 @@ KEEPSAKES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", KEEPSAKES)
-def test_keepsakes_that_lie(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("case", SIDECARS)
+def test_sidecars_that_lie(tmp_path: Path, case: str) -> None:
     """What another program wrote under our key: refused in one line, or harmless; never a file that says it."""
     source = apr_builder.build(tmp_path / "x.apr", SMALL, metadata={
-        "assay.gguf": KEEPSAKES[case], "tokenizer.chat_template": "good", "name": "n"})  # fmt: skip
+        "assay.gguf": SIDECARS[case], "tokenizer.chat_template": "good", "name": "n"})  # fmt: skip
     with pytest.raises(AssayError) as caught:
         convert(source, tmp_path / "x.gguf")
     assert str(caught.value).isprintable() and os.listdir(tmp_path) == ["x.apr"]
