@@ -34,7 +34,7 @@ def test_two_faults_are_both_named_and_the_transplant_heals_both(
     assert finding.logits_restored is not None and finding.logits_restored < LOGITS_FLOOR < finding.logits_before
 
 
-def test_an_inherited_error_is_nobody_elses_fault(
+def test_an_accumulated_error_is_nobody_elses_fault(
     judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
 ) -> None:
     site, change = FAULTS["a gain too large by a hundred-thousandth"]
