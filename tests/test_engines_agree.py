@@ -226,6 +226,7 @@ def test_greedy_text_is_the_same_on_the_builtin_model(builtin_f64: Any, builtin_
         same_text(accel.generate(builtin_accel, prompt, max_tokens=32, logprobs=3), truth, builtin_f32.file.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATED)
 def test_text_is_the_same_on_odd_models(
     name: str, odd: Callable[[str], Path], fast: Callable[[str], Any]

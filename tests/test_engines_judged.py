@@ -44,7 +44,7 @@ def checked(judged: UnderTest, ids: list[int], path: str) -> StageReport:
     ("fast", "prefill", Verdict.DRIFT, "products, f16 cache"),
     ("fast", "decode", Verdict.DRIFT, "8-bit activations, f16 cache"),
 ])  # fmt: skip
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_fast_engine_is_green(arith: str, path: str, verdict: Verdict, source: str, chat: bool) -> None:
     judged = engines_under_test(open_model(BUILTIN), "accel", arith)
     ids = judged.sample(TEXT, None, chat)
@@ -64,6 +64,7 @@ def test_the_oracles_own_arithmetics(arith: str, verdict: Verdict) -> None:
     assert checked(judged, judged.sample(TEXT, None, False), "prefill").verdict == verdict
 
 
+@pytest.mark.slow
 def test_a_cache_of_halves_is_declared_or_it_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = engines_under_test(open_model(BUILTIN), "accel", "f32", "bf16")
     ids = judged.sample(TEXT, None, False)[:24]
@@ -104,7 +105,10 @@ REAL_FAULTS: dict[str, tuple[str, Callable[..., Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REAL_FAULTS)
+FIRST, *OTHERS = REAL_FAULTS
+
+
+@pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_faults_in_real_code_are_found_in_the_first_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     what, wrong, stage = REAL_FAULTS[name]
     monkeypatch.setattr(assay.accel.steps, what, wrong)

@@ -162,6 +162,7 @@ def test_an_interrupted_step_costs_the_cache_but_not_the_conversation(builtin_ac
     assert again.ids == first.ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cache_type", "bits"), [("bf16", 8), ("f16", 11)])
 def test_a_narrow_cache_costs_its_rounding_and_no_more(cache_type: str, bits: int, builtin_accel: Model) -> None:
     """Keys and values are rounded once to ``bits`` significand bits; a few such roundings add up through the layers."""

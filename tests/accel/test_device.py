@@ -61,6 +61,7 @@ print("threads", os.environ["NPROC"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot give a process one processor")
 def test_taps_on_a_single_processor_do_not_wait_for_themselves() -> None:
     """They did, in one process of three or so; what keeps them from it is what can be tested."""

@@ -65,6 +65,7 @@ def as_by_default(builtin_accel: Model) -> list[Any]:
     return results(builtin_accel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), SETTINGS, ids=[f"{name}={value}" for name, value in SETTINGS])
 def test_no_setting_changes_a_bit_of_what_is_computed(name: str, value: Any, builtin_accel: Model,
                                                       as_by_default: list[Any]) -> None:  # fmt: skip
@@ -132,6 +133,7 @@ print(*said)
 """
 
 
+@pytest.mark.slow
 def test_a_model_stays_on_the_device_that_was_the_default_when_it_was_loaded(builtin_accel: Model) -> None:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run([sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True,

@@ -65,6 +65,7 @@ def in_next_process(cache: Path, switch: str = "on", arith: str = "fast", **more
     return ids, int(compiled)
 
 
+@pytest.mark.slow
 def test_the_next_process_finds_the_programs(tmp_path: Path) -> None:
     """Whole, so that it traces none; others' it does not take, nor damaged ones."""
     ids, n_compiled = in_next_process(tmp_path)
@@ -77,6 +78,7 @@ def test_the_next_process_finds_the_programs(tmp_path: Path) -> None:
     assert in_next_process(tmp_path) == (ids, 2) and in_next_process(tmp_path) == (ids, 0)
 
 
+@pytest.mark.slow
 def test_where_no_programs_may_be_kept_they_are_compiled(tmp_path: Path) -> None:
     nowhere = tmp_path / "file"
     nowhere.write_text("")
@@ -85,6 +87,7 @@ def test_where_no_programs_may_be_kept_they_are_compiled(tmp_path: Path) -> None
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_user_who_has_jax_keep_programs_has_only_jax_keep_them(tmp_path: Path) -> None:
     """Written again from JAX's cache, a program fails when it is run."""
     everything = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

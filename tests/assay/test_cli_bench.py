@@ -27,6 +27,7 @@ SMALL = ("-e", "reference", "--rounds", "1", "--prefill", "8", "--decode-at", "0
 LEAST = ("-e", "reference", "--rounds", "1", "--prefill", "4", "--decode-at", "", "--batch", "")
 
 
+@pytest.mark.slow
 def test_every_workload_is_measured() -> None:
     facts = assay("bench", *SMALL, "--rounds", "2", "--json").json
     names = ["prefill of 8", "decode at 0", "decode at 4", "batch of 1", "batch of 2"]
@@ -49,6 +50,7 @@ def test_every_workload_is_measured() -> None:
     assert facts["batch"] == "one after another"  # the oracle has no batches
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_json_says() -> None:
     shown = assay("bench", *SMALL)
     assert shown.code == 0
@@ -270,6 +272,7 @@ def test_the_largest_batch_is_the_fast_engines() -> None:
     assert MAX_SEQUENCES == MAX_BATCH
 
 
+@pytest.mark.slow
 def test_a_peer_is_measured_in_turn(stand_in: StandIn, tmp_path: Path) -> None:
     picture = tmp_path / "speed.png"
     shown = assay("bench", *SMALL, "--rounds", "2", "--vs", "stand-in", "--json", "--plot", str(picture))
@@ -286,6 +289,7 @@ def test_a_peer_is_measured_in_turn(stand_in: StandIn, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.slow
 def test_a_peer_gets_room_for_what_it_is_asked(stand_in: StandIn) -> None:
     assert assay("bench", *SMALL, "--vs", "stand-in", "--json").code == 0
     (single, _), (batched, asked) = stand_in.processes()
@@ -294,6 +298,7 @@ def test_a_peer_gets_room_for_what_it_is_asked(stand_in: StandIn) -> None:
     assert asked[-1]["prompt"][0] != asked[-1]["prompt"][1]
 
 
+@pytest.mark.slow
 def test_a_peer_that_reserves_nothing_is_loaded_once(stand_in: StandIn) -> None:
     stand_in.recipe(reserves=False)
     shown = assay("bench", *SMALL, "--vs", "stand-in")

@@ -69,6 +69,7 @@ def test_run_writes_what_is_left_of_the_context(with_context: WithContext) -> No
     assert refusal.is_refusal(2) and f"{n} tokens of prompt leave no room for an answer" in refusal.err
 
 
+@pytest.mark.slow
 def test_unasked_an_answer_has_128_tokens(builtin_f32: Any, builtin_accel: Any) -> None:
     ids = builtin_f32.tokenizer.encode("import os\nimport")
     for loaded in (builtin_f32, builtin_accel):
@@ -79,6 +80,7 @@ def test_unasked_an_answer_has_128_tokens(builtin_f32: Any, builtin_accel: Any) 
         assert len(package.generate(loaded, [1] * 2045, sampling=package.Sampling(repeat_penalty=2.0)).ids) <= 3
 
 
+@pytest.mark.slow
 def test_prompts_of_a_batch_have_each_what_is_left(with_context: WithContext) -> None:
     loaded = package.load(with_context(40), arith="f32")
     prompts = [[5] * 38, [6, 7] * 10, [8] * 4]

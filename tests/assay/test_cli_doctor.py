@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def exits(to: Any) -> None:
 
 
 def hangs(to: Any) -> None:
-    to.poll(100)
+    threading.Event().wait(100)
 
 
 @pytest.mark.parametrize(("child", "error"), [(stops, "signal 6"), (exits, "exit code 3"), (hangs, "within 0.5 s")])

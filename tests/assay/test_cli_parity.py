@@ -29,6 +29,7 @@ def test_parity_as_a_table_and_as_json() -> None:
     assert said["flips"]["positions"] == len(said["ids"]) and said["flips"]["unexplained"] == []
 
 
+@pytest.mark.slow
 def test_flips_of_a_text_longer_than_a_window() -> None:
     said = assay("flips", TEXT * 60, *ORACLE, "--runs", "2", "--json").json
     assert said["verdict"] == "DRIFT" and said["positions"] == len(said["margins"]) == len(said["sigmas"]) > 256

@@ -225,6 +225,7 @@ def test_an_option_whose_wish_is_fulfilled_anyway_may_be_given() -> None:
     assert oracle("a", "--no-stream", "-n", "1")["ids"] == oracle("a", "-n", "1")["ids"]
 
 
+@pytest.mark.slow
 def test_what_a_seed_promises() -> None:
     """The same ids on the same engine in the same arithmetic. In another one only the draws are the same."""
     said = [oracle(PROMPT, *SAMPLED, "--seed", seed, "--arith", arith)["ids"]

@@ -75,6 +75,7 @@ def test_what_is_said_of_a_dump_and_its_page(traces: Path, tmp_path: Path) -> No
     assert page.read_text(encoding="utf-8").count('class="cell"') == 3 + 19 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["accel", "reference"])
 @pytest.mark.parametrize("name", ["one row of a matrix with its sign turned", "two heads exchanged", "an infinity"])
 def test_a_fault_in_a_dump_is_named(name: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,12 +68,14 @@ def unexplained(path: Path, package: Package) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=SLOW)
 @given(number=st.integers(0, 2**32))
 def test_verdicts_on_the_cases_of_run(tmp_path, package, number):
     assert unexplained(written(tmp_path / "mutant", mutant("gguf", number)), package) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=SLOW)
 @given(rng=st.randoms(use_true_random=False), pick=st.integers(0, 4))
 def test_verdicts_on_mutants_that_can_be_shrunk(tmp_path, package, rng, pick):

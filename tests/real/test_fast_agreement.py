@@ -150,6 +150,7 @@ def test_where_two_texts_part(builtin_f64: Any, builtin_f32: Any, tmp_path: Path
         assert 0 < record["oracle_margin"] <= record["f64_margin"] + 1e-4  # the best over any other, to rounding
 
 
+@pytest.mark.slow
 def test_the_table_of_drifts(builtin_f64: Any, builtin_f32: Any, builtin_ggml: reference.Model, tmp_path: Path,
                              monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """Oracles stand in for the fast engine, so that its lines must say what theirs say."""

@@ -36,6 +36,7 @@ def test_two_hundred_kills() -> None:
     assert code == 0 and "left .unfinished" in output, output  # else none came while something was being written
 
 
+@pytest.mark.slow
 def test_the_campaign_catches_a_file_written_in_place() -> None:
     """The check itself is checked."""
     code, output = killed("--kills", "30", "--careless")

@@ -21,6 +21,7 @@ def test_figures_of_four_margins() -> None:
     assert (found["positions"], found["median"], found["below_0.1"], found["below_0.01"]) == (4, 1.025, 0.5, 0.25)
 
 
+@pytest.mark.slow
 def test_the_code_was_held_out_and_both_kinds_fill_their_sequences() -> None:
     texts = measured.texts()
     assert set(texts) == {"code", "chat"} and not set(texts["code"]) & set(library()[0])

@@ -70,6 +70,7 @@ FAULTS: list[tuple[Callable[[Any], None], list[dict[str, str]], tuple[str, ...]]
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "blame", "paths"), FAULTS)
 def test_a_fault_is_attributed(spoil: Callable[[Any], None], blame: list[dict[str, str]], paths: tuple[str, ...],
                                ways: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -90,6 +91,7 @@ def rotated(answers: list[Any]) -> list[Any]:
     return [*answers[1:], answers[0]]
 
 
+@pytest.mark.slow
 def test_a_batch_that_mixes_its_sequences_up(ways: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     right, n_cells = engines.generate_batch, ways("generate", "batch")
     monkeypatch.setattr(engines, "generate_batch", lambda *given, **named: rotated(right(*given, **named)))
@@ -112,6 +114,7 @@ def test_numbers_that_are_none_are_a_finding(ways: Callable[..., int], monkeypat
     assert all(cell["verdict"] == "BIT-EQUAL" for cell in said["cells"] if cell["path"].startswith("stages"))
 
 
+@pytest.mark.slow
 def test_all_is_well_and_without_a_floor_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
     n_cells = len(axes.WAYS) * len(axes.PROMPTS) * 2
     shown = assay(*ONE)

@@ -340,6 +340,7 @@ WORST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WORST)
 def test_the_worst_metadata_that_is_read_takes_bounded_memory(tmp_path, what):
     path = tmp_path / "heavy.apr"

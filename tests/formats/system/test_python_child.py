@@ -41,6 +41,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "markupsafe", raising=False)  # an earlier test may have imported the real one
     return folder
 
 

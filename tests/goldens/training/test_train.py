@@ -117,6 +117,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[600:])) and 0 < rates[-1] < 0.01
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A toy of one layer: weights after four steps are the same, stopped after two or not."""
     for name, value in {"N_LAYERS": 1, "BATCH": 2, "ROW": 24, "SAVE_EVERY_S": 0.0}.items():
