@@ -57,13 +57,16 @@ def test_gguf_to_apr_to_gguf_is_the_same_file(real_15b: Path, scratch: Path, the
     assert filecmp.cmp(real_15b, scratch / "1.5b.gguf", shallow=False)
 
 
-@pytest.mark.parametrize(("engine", "arith"), [("accel", "fast"), ("accel", "f32"), ("reference", "f32")])
+@pytest.mark.parametrize(("engine", "arith"), [
+    ("accel", "fast"), ("accel", "f32"), pytest.param("reference", "f32", marks=pytest.mark.real_slow),
+])  # fmt: skip
 def test_same_greedy_ids_from_either_container(real_15b: Path, scratch: Path, there_and_back: Any, engine: str,
                                                arith: str) -> None:  # fmt: skip
     first = ids(real_15b, engine, arith)
     assert len(first) == N_TOKENS and ids(scratch / "1.5b.apr", engine, arith) == first
 
 
+@pytest.mark.real_slow
 def test_half_billion_is_refused_by_apr_and_exact_as_f32(real_05b: Path, scratch: Path) -> None:
     target = scratch / "0.5b.apr"
     with pytest.raises(InputError) as caught:
@@ -81,6 +84,7 @@ def test_half_billion_is_refused_by_apr_and_exact_as_f32(real_05b: Path, scratch
     target.unlink()
 
 
+@pytest.mark.real_slow
 def test_half_billion_as_a_folder(real_05b: Path, scratch: Path) -> None:
     """In F16 shards: rounded by as much as the census says, the same tokenizer as the library's, both engines agree."""
     folder = scratch / "0.5b"

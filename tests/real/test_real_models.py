@@ -93,6 +93,7 @@ def test_reading_one_by_one_is_reading_at_once(engines: Engines) -> None:
             logits, cache = model.decode(ids[at], cache)
 
 
+@pytest.mark.real_slow
 def test_llama_cpp_agrees(engines: Engines) -> None:
     """llama.cpp rounds activations to 8 bits, so it is compared with the oracle's arithmetic of that name."""
     emulated = reference.load(engines.file, arith="ggml")

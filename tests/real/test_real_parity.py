@@ -70,6 +70,7 @@ def test_a_planted_fault_is_named(name: str, judged: UnderTest, truth: stages.Ac
     assert finding.logits_restored is not None and finding.logits_restored < 3 * clean
 
 
+@pytest.mark.real_slow
 @pytest.mark.real
 def test_llama_cpp_drifts_as_its_arithmetic_says() -> None:
     with opened(open_model(find(MODEL)), "llama.cpp", None, None, taps=False) as judged:
@@ -81,6 +82,7 @@ def test_llama_cpp_drifts_as_its_arithmetic_says() -> None:
         assert 1e-5 < counted.kl_mean < 1e-2
 
 
+@pytest.mark.real_slow
 @pytest.mark.real
 def test_the_first_token_of_chatml_is_as_far_off_as_eight_bits_put_it() -> None:
     """On the 1.5B by nats, in every engine of that arithmetic: no fault, and the floor has to know it."""

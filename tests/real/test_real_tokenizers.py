@@ -102,6 +102,7 @@ def test_mixed_text_under_nfc(normalising: Twins, raw: Twins, llama_cpp: LlamaCp
     assert oracle.encode(text, special=False) == fast.encode(text, special=False) == expected
 
 
+@pytest.mark.real_slow
 def test_every_assigned_character_has_the_ids_of_llama_cpp(raw: Twins, llama_cpp: LlamaCpp) -> None:
     """Each between letters, digits, blanks and quotes; of the 137,468 private-use characters two."""
     assigned = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
