@@ -30,7 +30,7 @@ from assay.formats.qwen2.no_effect import (
     uniform,
     without_rotation,
 )
-from assay.formats.qwen2.tensor_names import canonical_name
+from assay.formats.qwen2.tensor_names import by_common_name
 
 KEYS = {"n_layers": "num_layers", "hidden_size": "hidden_size", "n_heads": "num_heads", "ffn_size": "intermediate_size",
         "context_length": "max_position_embeddings"}  # fmt: skip
@@ -46,7 +46,7 @@ def qwen2_of(apr: Apr) -> Qwen2:
     Raises ModelError and FormatError as :func:`config_of` and :func:`vocabulary_of`, and if two tensors have names
     of the same meaning.
     """
-    tensors = named(apr)
+    tensors = by_common_name(apr, "One of them is a leftover; convert again")
     demand_whole(apr)
     warnings: list[str] = []
     if tied_by_copy(apr, tensors, warnings):
@@ -61,18 +61,6 @@ def qwen2_of(apr: Apr) -> Qwen2:
         tensors=without_rotation(apr, tensors, config, warnings),
         warnings=tuple(warnings),
     )
-
-
-def named(apr: Apr) -> dict[str, TensorInfo]:
-    """The file's tensors by our names."""
-    tensors: dict[str, TensorInfo] = {}
-    for info in apr.tensors.values():
-        name = canonical_name(info.name)
-        if name in tensors:
-            raise ModelError(f"{shown(info.name)} and {shown(tensors[name].name)} are the same tensor of the model",
-                             where=str(apr.path), remedy="One of them is a leftover; convert again")  # fmt: skip
-        tensors[name] = info
-    return tensors
 
 
 def demand_whole(apr: Apr) -> None:

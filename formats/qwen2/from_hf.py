@@ -29,7 +29,7 @@ from assay.formats.qwen2.no_effect import (
     uniform,
     without_rotation,
 )
-from assay.formats.qwen2.tensor_names import canonical_name
+from assay.formats.qwen2.tensor_names import by_common_name
 
 HF_ARCHITECTURE = "Qwen2ForCausalLM"
 KEYS = {"n_layers": "num_hidden_layers", "hidden_size": "hidden_size", "n_heads": "num_attention_heads",
@@ -76,7 +76,7 @@ def qwen2_of(folder: HFFolder) -> Qwen2:
     """The Qwen2 model in ``folder``. Raises ModelError and FormatError as the functions below."""
     config_json = JsonFile(folder, CONFIG)
     demand_plain(config_json)
-    tensors = named(folder)
+    tensors = by_common_name(folder, "One is a leftover; fetch the folder again")
     warnings: list[str] = []
     config = config_of(config_json, warnings, tied=drop_tied_copy(folder, tensors, config_json))
     embedding = tensors.get("token_embd.weight")
@@ -93,18 +93,6 @@ def qwen2_of(folder: HFFolder) -> Qwen2:
         tensors=without_rotation(folder, tensors, config, warnings),
         warnings=tuple(warnings),
     )
-
-
-def named(folder: HFFolder) -> dict[str, TensorInfo]:
-    """The folder's tensors by our names. (``canonical_name`` is of APR, which took Hugging Face's names.)"""
-    tensors: dict[str, TensorInfo] = {}
-    for info in folder.tensors.values():
-        name = canonical_name(info.name)
-        if name in tensors:
-            raise ModelError(f"{shown(info.name)} and {shown(tensors[name].name)} are the same tensor of the model",
-                             where=str(folder.path), remedy="One is a leftover; fetch the folder again")  # fmt: skip
-        tensors[name] = info
-    return tensors
 
 
 def demand_plain(config: JsonFile) -> None:

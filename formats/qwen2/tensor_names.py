@@ -13,7 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from assay.formats.containers.base import TensorInfo
+from assay.formats.containers.base import Container, TensorInfo
+from assay.formats.containers.cursor import shown
+from assay.formats.errors import ModelError
 
 HF_LAYER = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -42,6 +44,21 @@ def hf_name(name: str) -> str:
         theirs = {ours: theirs for theirs, ours in HF_LAYER.items()}
         return f"model.layers.{layer}.{theirs[role]}.{suffix}" if role in theirs else name
     return {ours: theirs for theirs, ours in HF_WHOLE.items()}.get(name, name)
+
+
+def by_common_name(container: Container, remedy: str) -> dict[str, TensorInfo]:
+    """A container's tensors by common name, in its order.
+
+    Raises ModelError, with ``remedy``, for two of one meaning: only one of them can be the model's.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for info in container.tensors.values():
+        name = canonical_name(info.name)
+        if name in tensors:
+            raise ModelError(f"{shown(info.name)} and {shown(tensors[name].name)} are the same tensor of the model",
+                             where=str(container.path), remedy=remedy)  # fmt: skip
+        tensors[name] = info
+    return tensors
 
 
 def common_names(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
