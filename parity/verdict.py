@@ -4,7 +4,7 @@
     NOISE              differences, none beyond the floor of f32 rounding
     DRIFT              differences that a declared, coarser rounding explains; its name is given
     BUG                a stage computes something that no declared rounding explains; its site is given
-    REFERENCE-SUSPECT  the oracle is further from the truth than the candidate is, beyond the floor
+    REFERENCE-SUSPECT  the oracle is not to be trusted: in f32 it is further from itself in f64 than rounding can be
     UNCALIBRATED       there is no floor, so no number means anything
     DOUBTFUL           nothing is wrong but the sample: the file does not let both sides read what the model was
                        trained with
@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from assay.parity.bisect import TOLERANCE_FACTOR, Finding
+from assay.parity.bisect import Finding
 from assay.parity.flips import Account
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.free_run import FreeRun
 from assay.parity.precision import Precision
 
@@ -44,17 +45,23 @@ class Verdict(StrEnum):
         return self in (Verdict.BIT_EQUAL, Verdict.NOISE, Verdict.DRIFT)
 
 
-def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = False, reference: float = 0.0) -> Verdict:
-    """The verdict on stages. ``reference``: the worst of the oracle's local errors in its own floors.
+def of_stages(finding: Finding, declared: Precision | None, *, equal: bool = False, suspect: bool = False,
+              disturbed: bool = False, measured: bool = True) -> Verdict:  # fmt: skip
+    """The verdict on stages.
 
-    ``equal``: whether the candidate's logits are the reference's, bit for bit.
+    ``equal``: whether the candidate's logits are the reference's, bit for bit. ``suspect``: whether the oracle's own
+    errors are beyond what f32 can do, or beyond its floor. ``disturbed``: whether taps change what the candidate
+    computes, so that the stages are not those of the program that generates. ``measured``: whether every stage has a
+    floor.
     """
     if declared is None:
         return Verdict.UNCALIBRATED
-    if reference > TOLERANCE_FACTOR:
+    if suspect:
         return Verdict.REFERENCE_SUSPECT
-    if finding.site is not None:
+    if finding.site is not None or disturbed:
         return Verdict.BUG
+    if not measured:
+        return Verdict.UNCALIBRATED
     if equal:
         return Verdict.BIT_EQUAL
     return _of_rounding(declared)

@@ -19,8 +19,8 @@ from assay.formats.system.progress import quiet
 from assay.goldens import BUILTIN
 from assay.judging.engines_under_test import UnderTest, engines_under_test
 from assay.judging.judge import StageReport, judge_flips, judge_stages
-from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import account
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.verdict import Verdict, of_flips
 
 TEXT = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"

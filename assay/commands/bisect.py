@@ -77,7 +77,7 @@ def command(
         shown = minify is not None and found is not None and write_repro(minify, judged, found, force=force)
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None
-    cases = stage_cases(finding, found.floor if found else {}, verdict)
+    cases = stage_cases(finding, verdict)
     verdict = in_doubt(verdict, judged, chat or messages is not None)
     write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
@@ -87,14 +87,15 @@ def command(
         show(judged, finding, verdict)
     if minify is not None and not as_json:
         tables.line(f"wrote {minify} and {arrays_of(minify)}: run the script" if shown else
-                    f"no stage is known to be wrong, so {minify} was not written")  # fmt: skip
+                    f"no single number is known to be wrong, so {minify} was not written")  # fmt: skip
     raise typer.Exit(exit_code(verdict))
 
 
 def facts(judged: UnderTest, finding: Finding | None, verdict: Verdict) -> dict[str, Any]:
     """The ``--json`` object."""
     wrong = [] if not finding else [
-        {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key]._asdict()}
+        {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key].figures(),
+         "tests": finding.tests[key]}
         for key in finding.wrong
     ]  # fmt: skip
     return {"verdict": verdict, "warnings": judged.file.warnings, "wrong": wrong,
@@ -128,12 +129,17 @@ def arrays_of(script: Path | None) -> Path | None:
 
 
 def write_repro(script: Path, judged: UnderTest, found: StageReport, *, force: bool) -> bool:
-    """Write the script that shows the first wrong stage, and its arrays; False, and nothing, if there is none."""
+    """Write the script that shows the first wrong stage, and its arrays.
+
+    False, and nothing, if there is none, or if no single number of it is beyond the floor.
+    """
     site = found.finding.site
     if site is None:
         return False
     truth = stages.capture(judged.truth, found.ids)
     fault = worst(site, alone(judged.candidate, found.ids, truth, site), truth[site], found.floor[site])
+    if fault is None:
+        return False
     fingerprint = judged.candidate.fingerprint()
     origin = f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}"
     repro = repro_of(judged.file, found.ids, truth, fault, origin)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from assay.commands import options, tables
@@ -41,8 +42,8 @@ from assay.formats.system.atomic_file import replacing
 from assay.judging.dumps import has_logits, judge_dump
 from assay.judging.engines_under_test import UnderTest
 from assay.judging.judge import StageReport, judge_flips, judge_stages
-from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import Account, Positions, account
+from assay.parity.floor import MAGNITUDES, TOLERANCE_FACTOR
 from assay.parity.junit import Case, stage_cases, token_case
 from assay.parity.report import Cell, Token, page
 from assay.parity.sample import place
@@ -120,9 +121,9 @@ def overall(found: StageReport | None, counted: Account | None) -> Verdict:
 def cases(found: StageReport | None, counted: Account | None) -> list[Case]:
     """The test cases of ``--junit``."""
     if found is None:
-        return [*stage_cases(None, {}, Verdict.UNCALIBRATED), token_case(Verdict.UNCALIBRATED, "")]
+        return [*stage_cases(None, Verdict.UNCALIBRATED), token_case(Verdict.UNCALIBRATED, "")]
     tokens = token_case(of_flips(counted, found.declared), flips_of(counted))
-    return [*stage_cases(found.finding, found.floor, found.verdict), tokens]
+    return [*stage_cases(found.finding, found.verdict), tokens]
 
 
 def facts(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
@@ -144,8 +145,10 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
             "logits": {"before": found.finding.logits_before, "restored": found.finding.logits_restored},
             "stages": [
                 {"stage": stage, "layer": layer, "over_floor": found.finding.ratios[stage, layer],
-                 "local": one._asdict(), "floor": dict(found.floor[stage, layer]),
-                 "accumulated": found.finding.accumulated[stage, layer]._asdict()}
+                 "tests": found.finding.tests[stage, layer],
+                 "local": one.figures(), "floor": found.floor[stage, layer].magnitudes(),
+                 "visible": found.visible[stage, layer]._asdict(),
+                 "accumulated": found.finding.accumulated[stage, layer].figures()}
                 for (stage, layer), one in found.finding.local.items()
             ],
         }  # fmt: skip
@@ -198,7 +201,7 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
         worst = max(keys, key=found.finding.ratios.__getitem__)
         one, ratios = found.finding.local[worst], [found.finding.accumulated[key].std_ratio for key in keys]
         rows.append([stage, "" if worst[1] is None else str(worst[1]), f"{found.finding.ratios[worst]:.2f}",
-                     f"{one.relative_l2:.2e}", f"{found.floor[worst]['relative_l2']:.2e}", f"{one.max_ulp:.3g}",
+                     f"{one.relative_l2:.2e}", f"{found.floor[worst].relative_l2:.2e}", f"{one.max_ulp:.3g}",
                      f"{one.bias:+.3f}", f"{max(found.finding.accumulated[key].relative_l2 for key in keys):.2e}",
                      f"{min(ratios):.4f}..{max(ratios):.4f}"])  # fmt: skip
     names = ("stage", "layer", "over floor", "local error", "floor", "max ulp", "bias", "accumulated", "std ratio")
@@ -207,9 +210,20 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     taps = "the logits are not numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
     taps = taps if found.finding.forwards else "no engine was run"
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
+    tables.line(unseen(found))
     if counted:
         tables.line(flips_line(counted))
     say_verdict(verdict, reason(judged, found, counted, verdict))
+
+
+def unseen(found: StageReport) -> str:
+    """What the stages cannot show, in one line: the smallest faults that would have been seen, in the worst stage."""
+    worst = {kind: max((getattr(one, kind), key) for key, one in found.visible.items() if getattr(one, kind) < np.inf)
+             for kind in ("gain", "row", "element")}  # fmt: skip
+    said = [f"{what} below {size:.2g}{of} ({key[0]})" for what, of, (size, key) in (
+        ("a gain", "", worst["gain"]), ("a channel's", "", worst["row"]),
+        ("one number's error", " of its position's rms", worst["element"]))]  # fmt: skip
+    return f"not seen, at the worst stage: {', '.join(said)}; nothing behind token {len(found.ids)}"
 
 
 def reason(judged: UnderTest, found: StageReport, counted: Account | None, verdict: Verdict) -> str:
@@ -218,7 +232,15 @@ def reason(judged: UnderTest, found: StageReport, counted: Account | None, verdi
         return doubts_of(judged)
     if found.finding.site is not None:
         more = f", and at {len(found.finding.wrong) - 1} more" if len(found.finding.wrong) > 1 else ""
-        return f" at {place(*found.finding.site)}: its local error is {found.finding.ratio:.3g} floors{more}"
+        tests = found.finding.tests[found.finding.site]
+        name = max(tests, key=tests.__getitem__)
+        said = "its local error" if name in MAGNITUDES else f"its {name.replace('_', ' ')}"
+        return f" at {place(*found.finding.site)}: {said} is {found.finding.ratio:.3g} floors{more}"
+    if found.suspect is not None:
+        return f": the oracle in f32 is wrong by itself at {place(*found.suspect)}"
+    if found.disturbed:
+        return (f": taps move the logits by {found.untouched:.1e}, so the stages are not those of the program that "
+                "generates")  # fmt: skip
     if verdict == Verdict.DRIFT:
         return f": {found.declared.name} explain it; no stage is beyond {found.finding.ratio:.2f} floors"
     if verdict == Verdict.BUG and counted:

@@ -113,7 +113,7 @@ def show_comparison(one: Dump, other: Dump, as_json: bool) -> None:
         said = {"a": str(one.folder), "b": str(other.folder), "ids": one.ids,
                 "engines": {"a": one.fingerprint(), "b": other.fingerprint()},
                 "equal": all(pair.equal for pair in pairs), "finite": not unlike, "not_compared": remarks,
-                "stages": [{"stage": pair.key[0], "layer": pair.key[1], "equal": pair.equal, **pair.distance._asdict()}
+                "stages": [{"stage": pair.key[0], "layer": pair.key[1], "equal": pair.equal, **pair.distance.figures()}
                            for pair in pairs]}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:

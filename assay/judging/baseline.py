@@ -25,6 +25,7 @@ from assay.formats.system.atomic_file import replacing
 from assay.formats.system.cache_dir import cache_folder
 from assay.formats.system.code_digest import digest
 from assay.parity import stages
+from assay.parity.floor import NoiseFloor, packed, unpacked
 from assay.parity.precision import Precision
 from assay.parity.prediction import Prediction, predict
 
@@ -48,18 +49,19 @@ class Baseline:
         """The true activation of every stage."""
         return self._once(ids, "activations", lambda: stages.capture(self.truth, ids))
 
-    def noise_floor(self, ids: Sequence[int], declared: Precision, runs: int) -> stages.NoiseFloor:
+    def noise_floor(self, ids: Sequence[int], declared: Precision, runs: int) -> NoiseFloor:
         """The floor of every stage's local error."""
         truth = self.activations(ids)
 
         def measured() -> np.ndarray:
-            found = stages.noise_floor(self.oracle, ids, truth, declared, runs=runs)
-            return np.array([[found[key][measure] for measure in stages.MEASURES] for key in truth])
+            return packed(stages.noise_floor(self.oracle, ids, truth, declared, runs=runs))
 
-        def known() -> stages.NoiseFloor:
-            rows = kept(self._key("floor", ids, declared, runs), (len(truth), len(stages.MEASURES)), measured)
-            return {key: {m: float(v) for m, v in zip(stages.MEASURES, row, strict=True)}
-                    for key, row in zip(truth, rows, strict=True)}  # fmt: skip
+        def known() -> NoiseFloor:
+            array = kept(self._key("floor", ids, declared, runs), (None,), measured)
+            try:
+                return unpacked(array, truth)
+            except ValueError:  # somebody else's array under our name
+                return unpacked(measured(), truth)
 
         return self._once(ids, ("floor", declared.name, runs), known)
 
@@ -115,7 +117,7 @@ def kept(key: str | None, shape: tuple[int | None, ...], compute: Callable[[], n
         return compute()
     path = where / f"{key}.npy"
     with suppress(OSError, ValueError, EOFError):
-        data = path.read_bytes() if path.stat().st_size < 1 << 24 else b""
+        data = path.read_bytes() if path.stat().st_size < 1 << 26 else b""
         found = np.load(BytesIO(data), allow_pickle=False)
         if found.dtype == np.float64 and len(found.shape) == len(shape) and np.isfinite(found).all() and all(
                 want in (None, have) for want, have in zip(shape, found.shape, strict=True)):  # fmt: skip

@@ -16,10 +16,13 @@ from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.parity import flips, stages
 from assay.parity.bisect import Finding, bisect
+from assay.parity.bounds import beyond_f32, unmeasured
 from assay.parity.distance import distance
+from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor, over_floor
 from assay.parity.free_run import FreeRun, Generate, free_run
-from assay.parity.precision import Precision
+from assay.parity.precision import Key, Precision, sums_of
 from assay.parity.verdict import Verdict, of_stages
+from assay.parity.visible import Visible, visible
 from assay.peers.judged import ExternalEngine
 
 PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
@@ -36,10 +39,20 @@ class StageReport:
     declared: Precision
     verdict: Verdict
     finding: Finding
-    floor: stages.NoiseFloor
+    floor: NoiseFloor
     untouched: float | None
     """Relative L2 distance between the candidate's logits with and without a tap that changes nothing; None where they
     are not numbers."""
+    visible: dict[Key, Visible]
+    """The smallest faults that each stage's floor would have shown."""
+    suspect: Key | None = None
+    """The first stage in which the oracle is further from the truth than f32 can be, or than its floor allows."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether taps change what is computed. Both programs are one arithmetic: each is about as far from the truth
+        as the other, so they may be twice as far from one another."""
+        return disturbs(self.finding, self.untouched)
 
 
 @checked
@@ -63,7 +76,7 @@ def judge_stages(
     truth = under_test.baseline.activations(ids)
     progress(1, n, "floor")
     floor = under_test.baseline.noise_floor(ids, declared, runs)
-    reference = max(stages.over_floor(d, floor[key]) for key, d in stages.local(under_test.oracle, ids, truth).items())
+    suspect = accused_oracle(under_test, ids, truth, floor)
     progress(2, n, "candidate, stage by stage")
     finding = bisect(under_test.candidate, ids, truth, floor)
     progress(3, n, "candidate, undisturbed")
@@ -73,8 +86,26 @@ def judge_stages(
         equal = any(np.array_equal(plain, logits) for logits in (under_test.oracle.forward(ids), truth["logits", None]))
         untouched = distance(tapped, plain).relative_l2
     progress(4, n, "verdict")
-    verdict = of_stages(finding, declared, equal=equal, reference=reference)
-    return StageReport(list(ids), declared, verdict, finding, floor, untouched)
+    verdict = of_stages(finding, declared, equal=equal, suspect=suspect is not None,
+                        disturbed=disturbs(finding, untouched),
+                        measured=not unmeasured(floor, truth, sums_of(under_test.file.config)))  # fmt: skip
+    seen = {key: visible(floor[key], truth[key]) for key in truth}
+    return StageReport(list(ids), declared, verdict, finding, floor, untouched, seen, suspect)
+
+
+def disturbs(finding: Finding, untouched: float | None) -> bool:
+    """Whether two programs of a candidate, with taps and without, differ by more than they may."""
+    tapped = finding.accumulated.get(("logits", None))
+    return untouched is not None and tapped is not None and not untouched <= TOLERANCE_FACTOR * tapped.relative_l2
+
+
+def accused_oracle(under_test: UnderTest, ids: Sequence[int], truth: stages.Activations,
+                   floor: NoiseFloor) -> Key | None:  # fmt: skip
+    """The first stage in which the oracle in f32 is wrong by itself; None if it is right."""
+    alone = stages.local(under_test.oracle, ids, truth)
+    beyond = beyond_f32(alone, truth, sums_of(under_test.file.config))
+    return next((key for key, one in alone.items() if key in beyond or over_floor(one, floor[key]) > TOLERANCE_FACTOR),
+                None)  # fmt: skip
 
 
 @checked

@@ -10,9 +10,10 @@ from assay.formats.system.progress import quiet
 from assay.judging.engines_under_test import UnderTest, engines_under_test, opened
 from assay.judging.judge import judge_flips, judge_stages
 from assay.parity import stages
-from assay.parity.bisect import TOLERANCE_FACTOR, bisect
+from assay.parity.bisect import bisect
 from assay.parity.distance import distance
 from assay.parity.flips import account
+from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor
 from assay.parity.verdict import Verdict, of_flips
 from tests.planted import FAULTS, IDS, Planted
 
@@ -48,7 +49,7 @@ def truth(judged: UnderTest) -> stages.Activations:
 
 
 @pytest.fixture(scope="module")
-def limits(judged: UnderTest, truth: stages.Activations) -> stages.NoiseFloor:
+def limits(judged: UnderTest, truth: stages.Activations) -> NoiseFloor:
     declared = judged.declared(len(IDS))
     assert declared is not None
     return stages.noise_floor(judged.oracle, IDS, truth, declared)
@@ -62,7 +63,7 @@ def clean(judged: UnderTest, truth: stages.Activations) -> float:
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", list(FAULTS)[::3])
-def test_a_planted_fault_is_named(name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor,
+def test_a_planted_fault_is_named(name: str, judged: UnderTest, truth: stages.Activations, limits: NoiseFloor,
                                   clean: float) -> None:  # fmt: skip
     site, change = FAULTS[name]
     finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
