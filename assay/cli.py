@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from typer.exceptions import TyperException
 
 from assay.commands import options
 from assay.formats import AssayError
+from assay.formats.system.signals import Ended, ending_when_told
 from assay.output import prepare_streams, say
 
 EPILOG = (
@@ -92,33 +92,6 @@ def main() -> None:
         discard_output()
         code = fail(f"the system refused: {error}", 2)
     sys.exit(code)
-
-
-class Ended(BaseException):
-    """We were told to end. No ``Exception``, as Ctrl-C is none: what is unfinished is removed on the way out."""
-
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
-
-
-@contextmanager
-def ending_when_told() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise ``Ended`` in the block, once: ``timeout`` sends a second one while we tidy up.
-
-    A signal that whoever started us chose to ignore (``nohup``) stays ignored.
-    """
-    def end(number: int, _: object) -> None:
-        for one in heeded:
-            signal.signal(one, signal.SIG_IGN)
-        raise Ended(number)
-
-    heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {one: signal.signal(one, end) for one in heeded}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def outcome() -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -32,6 +31,7 @@ from assay.benchmark.machine import machine, peak_rss, process_age, read_bandwid
 from assay.engines import decodes_together, generate, generate_batch, load
 from assay.formats import AssayError, ModelFile
 from assay.formats.system.progress import quiet
+from assay.formats.system.signals import Ended
 
 PREFILL = (32, 128, 512, 2048)
 DECODE_AT = (0, 512, 4096)
@@ -52,32 +52,13 @@ class Stop(StrEnum):
     BUDGET = "the budget is used up"
     INTERRUPTED = "interrupted"
     TERMINATED = "terminated"
+    HUNG_UP = "hung up"
     FAILED = "an engine failed"
 
 
-class Terminated(BaseException):
-    """SIGTERM came."""
-
-
+SIGNALLED = {signal.SIGTERM: Stop.TERMINATED, signal.SIGHUP: Stop.HUNG_UP}
 Watch = Callable[[dict[str, Any], dict[str, Any]], None]
 """Told of a row, and of the facts that are known so far."""
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """In the block SIGTERM raises Terminated, where it would end the process at once; in the main thread only."""
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -132,8 +113,8 @@ def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith:
     ``opened_s`` is what opening the file took before. When ``budget`` seconds have passed, no further round begins.
     ``report`` is told of each workload before, ``watch`` after; it gets the facts that are known by then, too.
 
-    Stopped by the budget, Ctrl-C, SIGTERM (``terminable``) or an AssayError once measuring has begun, it returns the
-    whole rounds; ``"stopped"`` says by what (a ``Stop``; None: by nothing), ``"error"`` is the AssayError, and
+    Stopped by the budget, Ctrl-C, a signal (``ending_when_told``) or an AssayError once measuring has begun, it returns
+    the whole rounds; ``"stopped"`` says by what (a ``Stop``; None: by nothing), ``"error"`` is the AssayError, and
     ``"left_out"`` names what was not begun. Raises InputError for an unknown engine, arithmetic or peer, and whatever
     stops it before.
     """
@@ -161,7 +142,7 @@ def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith:
         "file_bytes": file.size,
         "weight_bytes_per_token": bytes_per_token(file),
         # after the peaks: it takes memory itself, and time that somebody who stops us does not have
-        "read_bandwidth_bytes_s": bandwidth_of(engine) if stopped in (None, Stop.BUDGET) else None,
+        "read_bandwidth_bytes_s": bandwidth_of(model) if stopped in (None, Stop.BUDGET) else None,
         "batch": "together" if decodes_together(model) else "one after another",
         "results": rows,
     }
@@ -194,8 +175,8 @@ def collect(measured: Generator[dict[str, Any], None, None], facts: dict[str, An
                     break
     except KeyboardInterrupt:
         stopped = Stop.INTERRUPTED
-    except Terminated:
-        stopped = Stop.TERMINATED
+    except Ended as told:
+        stopped = SIGNALLED[told.signal]
     except AssayError as error:
         if not rows:
             raise
@@ -204,12 +185,12 @@ def collect(measured: Generator[dict[str, Any], None, None], facts: dict[str, An
     return list(rows.values()), stopped
 
 
-def bandwidth_of(engine: str) -> float:
-    """Bytes a second that the memory is read with where ``engine`` keeps its weights."""
-    if engine == "accel":
+def bandwidth_of(model: Any) -> float:
+    """Bytes a second that the memory is read with where ``model`` keeps its weights."""
+    if model.fingerprint()["engine"] == "accel":
         from assay.accel import device  # JAX takes a second to import: not for the other engine
 
-        if (found := device.read_bandwidth()) is not None:
+        if (found := device.read_bandwidth(model.device)) is not None:
             return found
     return read_bandwidth()
 

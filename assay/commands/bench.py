@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +18,7 @@ from assay.benchmark.bench import (
     MAX_BATCH,
     PREFILL,
     Stop,
-    Terminated,
     bench,
-    terminable,
     workloads_of,
 )
 from assay.commands import options, tables
@@ -31,7 +28,7 @@ from assay.formats.system.atomic_file import demand_apart
 from assay.formats.system.progress import quiet
 from assay.progress import bar
 
-EXIT_CODES = {Stop.BUDGET: 0, Stop.INTERRUPTED: 130, Stop.TERMINATED: 143}
+EXIT_CODES = {Stop.BUDGET: 0, Stop.HUNG_UP: 129, Stop.INTERRUPTED: 130, Stop.TERMINATED: 143}
 
 
 def command(
@@ -58,8 +55,8 @@ def command(
     """Measure load, first token, prefill, decode, batches and memory; with --vs alternately with an external engine.
 
     An empty list ('') leaves a kind of workload out; what exceeds the model's context is left out and named. Rows come
-    as they are measured; a benchmark that is stopped (--budget, Ctrl-C, SIGTERM, an engine that fails) still prints
-    what it has. Exit code 130 after Ctrl-C, 143 after SIGTERM.
+    as they are measured; a benchmark that is stopped (--budget, Ctrl-C, SIGTERM, SIGHUP, an engine that fails) still
+    prints what it has. Exit code 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     sizes = sizes_of(prefill, decode_at, batch)
     if budget is not None and not budget >= 0:
@@ -76,14 +73,8 @@ def command(
     for workload in left_out:
         options.say(f"{workload['name']} is left out: {workload['reason']}")
     shown = Rows(file, vs, rounds, quiet=as_json)
-    try:
-        with terminable():
-            facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
-                          opened_s=opened_s, budget=budget, watch=shown.add,
-                          report=quiet if as_json else options.say)  # fmt: skip
-    except Terminated:
-        signal.raise_signal(signal.SIGTERM)  # there is nothing to show: as if it had not been caught
-        raise
+    facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
+                  opened_s=opened_s, budget=budget, watch=shown.add, report=quiet if as_json else options.say)
     finish({"model": options.model_of(file), **facts, "left_out": left_out + facts["left_out"]}, shown, plot)
 
 
