@@ -26,7 +26,8 @@ import numpy as np
 
 from assay import bearer
 from assay.formats import InputError, ModelFile, SampleError
-from assay.peers.completions import entries_of, message_of, printable, prompt_tokens
+from assay.formats.system.printable import printable
+from assay.peers.completions import entries_of, message_of, prompt_tokens
 from assay.peers.judged import N_NAMED, ExternalEngine
 from assay.peers.plain_logprobs import REMEDY, demand_logprobs, demand_plain
 
@@ -185,8 +186,8 @@ class Endpoint:
             raise self._failed("its answer is not JSON") from None
 
     def shown(self, said: str) -> str:
-        """A server's words in one line, without the key."""
-        return printable(bearer.without(self._key, said))[:SHOWN]
+        """A server's words in one line, without the key; what a terminal would obey is escaped."""
+        return printable(" ".join(bearer.without(self._key, said).split()))[:SHOWN]
 
     def not_plain(self, evidence: str) -> InputError:
         """The error for numbers that are processed."""
