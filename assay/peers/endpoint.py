@@ -125,7 +125,7 @@ class Endpoint:
         n_read = prompt_tokens(answer)
         if n_read not in (None, len(ids)):
             raise SampleError(f"it read {n_read} tokens where {len(ids)} were sent", where=self.name,
-                              remedy="It must take ids, and add none of its own")  # fmt: skip
+                              remedy="The server must take ids, and add none of its own")  # fmt: skip
         self._way = way
         return demand_logprobs(found, len(ids), self.not_plain)
 
@@ -160,7 +160,7 @@ class Endpoint:
         if len(names) > 1:
             some = self.shown(", ".join(names[:5]))
             raise InputError(f"{self.name} serves {len(names)} models: {some}", where="--endpoint-model",
-                             remedy="Name one")  # fmt: skip
+                             remedy="Name one of them")  # fmt: skip
         return names[0] if names else None
 
     def _exchange(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
