@@ -56,7 +56,9 @@ def version(wanted: bool) -> None:
 
 
 def assay(
-    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Show it.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Does the fast engine compute what the model file says?"""
 
@@ -75,8 +77,14 @@ def app_for(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(assay)
     for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
-        app.command(name, epilog=EPILOG)(import_module(f"assay.commands.{name}").command)
+        command = import_module(f"assay.commands.{name}").command
+        app.command(name, help=flowing(command.__doc__ or ""), epilog=EPILOG)(command)
     return app
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs are one line each, for the terminal to break: Typer keeps line ends as they are."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def main() -> None:

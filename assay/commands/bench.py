@@ -1,4 +1,4 @@
-"""``assay bench``: how fast, beside a peer, on this machine, now."""
+"""``assay bench``: how fast, beside an external engine, on this machine, now."""
 
 from __future__ import annotations
 
@@ -36,19 +36,21 @@ def command(
     engine: options.Engine = "accel",
     arith: options.Arith = None,
     cache_type: options.CacheType = None,
-    vs: Annotated[str | None, typer.Option("--vs", help=f"Take turns with: {', '.join(peers.PEERS)}.")] = None,
+    vs: Annotated[
+        str | None, typer.Option("--vs", help=f"External engine to alternate with: {' or '.join(peers.PEERS)}.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Measured runs of each workload.")] = 5,
-    prefill: Annotated[str, typer.Option(help="Prompt lengths to read.")] = ",".join(map(str, PREFILL)),
+    prefill: Annotated[str, typer.Option(help="Prompt lengths to read, in tokens.")] = ",".join(map(str, PREFILL)),
     decode_at: Annotated[
-        str, typer.Option(help=f"Context lengths to decode {DECODE_TOKENS} tokens at; 0 is as short as can be.")
+        str, typer.Option(help=f"Context lengths to decode {DECODE_TOKENS} tokens at; 0 is the shortest.")
     ] = ",".join(map(str, DECODE_AT)),
     batch: Annotated[
         str, typer.Option(help=f"Numbers of sequences to decode at once, at most {MAX_BATCH}.")
     ] = ",".join(map(str, BATCH)),
     budget: Annotated[
-        float | None, typer.Option(help="Seconds after which no further round begins; what is left out is said.")
+        float | None, typer.Option(help="Seconds after which no further round begins; what is left out is named.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the speeds into this PNG file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the speeds in this PNG file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="With --plot: overwrite the file.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -60,7 +62,7 @@ def command(
     """
     sizes = sizes_of(prefill, decode_at, batch)
     if budget is not None and not budget >= 0:
-        raise InputError(f"{budget} s is not a time", where="--budget", remedy="Give seconds, 0 or more")
+        raise InputError(f"{budget:g} seconds cannot be a budget", where="--budget", remedy="Give 0 or more")
     if vs is not None:
         peers.require(vs)
     options.demand_effect("--force", force and plot is None, "without --plot no file is written")
@@ -191,7 +193,7 @@ def of_us(facts: dict[str, Any]) -> list[str]:
 
 
 def of_the_peer(facts: dict[str, Any]) -> list[str]:
-    """The same of the peer, if there is one."""
+    """The same of the external engine, if there is one."""
     peer = facts["peer"]
     if not peer:
         return []
