@@ -106,9 +106,9 @@ def test_commands_that_compare_read_it(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "said"), [
     ("", "not valid JSON"), ("[", "not valid JSON"), ("3", "not a list of messages"), ('"Hi"', "not a list of mess"),
-    ("{}", "not a list of messages"), ("[]", "the conversation is empty"), ({"messages": "Hi"}, "not a list of obj"),
+    ("{}", "not a list of messages"), ("[]", "the conversation is empty"), ({"messages": "Hi"}, "list of JSON obj"),
     ('{"messages": [], "messages": []}', "appears twice"), ('[{"role": "user", "content": NaN}]', "NaN"),
-    ('[{"role": "user", "content": "\\ud800"}]', "UTF-8"), ([{"role": "user"}], "content is NoneType"),
+    ('[{"role": "user", "content": "\\ud800"}]', "UTF-8"), ([{"role": "user"}], "the content is of type NoneType"),
     ([{"role": "robot", "content": ""}], "there is no role"), ({"messages": TURNS, "temperature": 1}, "temperature"),
     ({"messages": TURNS, "continue_final_message": 1}, "not true or false"),
     ({"messages": TURNS, "add_generation_prompt": "yes"}, "not true or false"),
