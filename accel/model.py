@@ -156,7 +156,7 @@ class Model:
         cache.reserve(len(cache.ids) + len(ids))  # at once: each size of cache has programs of its own
         choices: Any = None
         logits: Any = None
-        longest = LONGEST[dense_type(self.arith).name]
+        longest = LONGEST[dense_type(self.arith, self.device).name]
         for at in range(0, len(ids), longest):
             piece = list(ids[at : at + longest])
             if len(piece) <= ONE_BY_ONE:
@@ -227,7 +227,7 @@ class Model:
             "engine": "accel",
             "arith": self.arith,
             "dtype": "float32",
-            "dense": dense_type(self.arith).name,
+            "dense": dense_type(self.arith, self.device).name,
             "int8_up_to": FEW_TOKENS if self.arith == "fast" else 0,
             "cache": self.cache_type,
             "device": f"{device.platform}:{device.device_kind}",

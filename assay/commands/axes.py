@@ -23,11 +23,13 @@ from assay.progress import bar
 def command(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What is read, except on the path 'long': by default a few lines; - reads standard input."),
+        typer.Argument(help="The text, except on the path 'long'; by default a few lines; - reads standard input."),
     ] = None,
     messages: Messages = None,
     model: options.Model = options.DEFAULT_MODEL,
-    engines: Annotated[str, typer.Option(help="Engines and their arithmetics.")] = ",".join(ENGINES),
+    engines: Annotated[
+        str, typer.Option(help="Engines with their arithmetics, separated by commas.")
+    ] = ",".join(ENGINES),
     runs: Runs = 4,
     as_json: options.Json = False,
 ) -> None:
@@ -44,7 +46,7 @@ def command(
                              remedy=f"Give some of {', '.join(ENGINES)}, 'reference ggml'")  # fmt: skip
     what = asked_text(SHORT if (prompt, messages) == (None, None) else prompt, None, messages)
     if not what:
-        raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or none at all")
+        raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or leave it out")
     with bar() as progress:
         file = options.open_file(model)
         cells, missing = run(file, short=what, names=names, runs=runs, progress=progress)

@@ -67,7 +67,7 @@ def command(
     written beside it. Exit codes as for 'assay parity'.
     """
     if minify is not None and minify.suffix != ".py":
-        raise InputError(f"{minify.name!r} is not a name for a script", where="--minify", remedy="Let it end in .py")
+        raise InputError(f"{minify.name!r} is not the name of a script", where="--minify", remedy="Give FILE.py")
     demand_all_free(minify, arrays_of(minify), junit, force=force)
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type, taps=True,

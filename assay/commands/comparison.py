@@ -26,13 +26,13 @@ from assay.parity.stages import MAX_TOKENS
 from assay.parity.verdict import Verdict
 from assay.progress import bar
 
-Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
+Prompt = Annotated[str | None, typer.Argument(help="The text that both engines read; - reads standard input.")]
 Ids = Annotated[str | None, typer.Option(help=f"Token ids instead of text, forced on both sides: {IDS_HELP}")]
 Chat = Annotated[bool, typer.Option("--chat", help="Each side wraps the prompt in the chat template by itself.")]
 PathThrough = Annotated[str, typer.Option("--path", help="How the candidate reads: prefill (all at once) or decode.")]
-Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle that make the floor.")]
-Junit = Annotated[Path | None, typer.Option(help="Write a file of test results, JUnit XML, for a CI server.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the files that are there.")]
+Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle for the floor; more take longer.")]
+Junit = Annotated[Path | None, typer.Option(help="Write the results to this file as JUnit XML, for a CI server.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 QUICK = "def fib(n):\n    if n < 2:\n        return n\n    return"
 """What is read where nothing is given."""
 NO_FLOOR = ": the engine does not say how it computes, so there is no floor"
@@ -121,7 +121,7 @@ def demand_all_free(*paths: Path | None, force: bool) -> None:
     for path in wanted:
         demand_free(path, force=force)
     if len({path.resolve() for path in wanted}) < len(wanted):
-        raise InputError("two files of the same name would be written", where=str(wanted[0]),
+        raise InputError("two outputs have the same name", where=str(wanted[0]),
                          remedy="Give each a name of its own")  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def command(
     dump: Annotated[
         Path | None, typer.Option(help="Judge the stages in this folder ('assay trace', or APRT) instead of an engine.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page for a browser, which needs no network.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page for a browser; it needs no network.")] = None,
     junit: Junit = None,
     force: Force = False,
     as_json: options.Json = False,

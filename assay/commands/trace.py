@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
-from assay.commands.asked import Messages, PromptFile, asked, parse_ids, text_and_ids
-from assay.commands.comparison import QUICK, Chat, Ids, Prompt
+from assay.commands.asked import IDS_HELP, Messages, PromptFile, asked, parse_ids, text_and_ids
+from assay.commands.comparison import QUICK
 from assay.formats import InputError, NumericError
 from assay.formats.contract.config import STAGES
 from assay.formats.errors import DIFFERENT
@@ -23,21 +23,23 @@ from assay.parity.transplant import Compared, compared, demand_same
 
 
 def command(
-    prompt: Prompt = None,
+    prompt: Annotated[str | None, typer.Argument(help="The text that is read; - reads standard input.")] = None,
     model: options.Model = options.DEFAULT_MODEL,
     engine: options.Engine = "accel",
     arith: options.Arith = None,
     cache_type: options.CacheType = None,
     prompt_file: PromptFile = None,
-    ids: Ids = None,
+    ids: Annotated[str | None, typer.Option(help=f"Token ids instead of text: {IDS_HELP}")] = None,
     messages: Messages = None,
-    chat: Chat = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder that the stages are written to.")] = None,
-    layout: Annotated[str, typer.Option(help="npy, or aprt: the files of the APR tools, in f32.")] = "npy",
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template, once.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the stages to this folder.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="Files of the dump: npy, or aprt (those of the APR tools, in f32).")
+    ] = "npy",
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Compare dump A with dump B; runs nothing.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the dump that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a dump that exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write every stage of every layer of one forward pass to a folder, or compare two such folders.
@@ -62,7 +64,7 @@ def command(
         show_comparison(one, other, as_json)
         return
     if out is None:
-        raise InputError("there is no folder to write to", where="--out", remedy="Give one with --out")
+        raise InputError("no folder is named to write the stages to", where="--out", remedy="Name one with --out")
     if (prompt, prompt_file, ids, messages) == (None, None, None, None):
         prompt = QUICK
     text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
@@ -126,7 +128,7 @@ def show_comparison(one: Dump, other: Dump, as_json: bool) -> None:
 def not_compared(one: Dump, other: Dump) -> list[str]:
     """What the gate could not look at on both sides, and the stages that only one has."""
     known = {"weights": one.weights and other.weights, "rendered text": (one.prompt is None) == (other.prompt is None)}
-    remarks = [f"{what}: not both name it" for what, both in known.items() if not both]
+    remarks = [f"{what}: not named by both" for what, both in known.items() if not both]
     for x, y in ((one, other), (other, one)):
         if alone := [place(*key) for key in x if key not in y]:
             remarks.append(f"{tables.plural(len(alone), 'stage')} that only {x.folder} has, {alone[0]} the first")

@@ -1,4 +1,4 @@
-"""A peer before the judge: logits of every position, asked from its server one token at a time.
+"""An external engine before the judge: logits of every position, asked from its server one token at a time.
 
 A server names only the likeliest N tokens and their log-probabilities. Differences of these are differences of logits,
 so among the named everything can be compared. The others are NaN: not known, and never guessed.
@@ -19,7 +19,7 @@ N_NAMED = 200
 
 
 class ExternalEngine:
-    """A running peer as an engine (``contract.engine.Engine``), as far as a server lets it be one: it has no taps."""
+    """A running external engine as ``contract.engine.Engine``, as far as a server lets it be one: it has no taps."""
 
     def __init__(self, peer: Peer, file: ModelFile, version: str) -> None:
         self.peer, self.file, self.version = peer, file, version

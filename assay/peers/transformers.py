@@ -1,4 +1,5 @@
-"""Hugging Face transformers as a peer (extra ``transformers``): the GGUF file decoded to f32, PyTorch on the processor.
+"""Hugging Face transformers as an external engine (extra ``transformers``): the GGUF file decoded to f32, by PyTorch on
+the processor.
 
 Greedy, by a bare loop over the model's ``forward``, which is kinder to it than its ``generate``: that adds milliseconds
 of Python to every step.

@@ -78,17 +78,17 @@ class Sampling:
     def __post_init__(self) -> None:
         check_fields(self)
         rules = {  # within them no logit that a model computes overflows in f32
-            "temperature": self.temperature == 0 or 1e-6 <= self.temperature <= 1e6,
-            "top_k": self.top_k >= 0,
-            "top_p": 1e-6 <= self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "repeat_penalty": 1e-6 <= self.repeat_penalty <= 1e6,
-            "seed": 0 <= self.seed < 1 << 64,
+            "temperature": (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, "0, or 1e-6 to 1e6"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (1e-6 <= self.top_p <= 1, "1e-6 to 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "repeat_penalty": (1e-6 <= self.repeat_penalty <= 1e6, "1e-6 to 1e6"),
+            "seed": (0 <= self.seed < 1 << 64, "0 to 2^64 - 1"),
         }
-        for name, holds in rules.items():
+        for name, (holds, allowed) in rules.items():
             if not holds:
                 raise InputError(f"{name} = {getattr(self, name)} is out of range", where="sampling",
-                                 remedy="See the help text for the range of each setting")  # fmt: skip
+                                 remedy=f"Give {allowed}")  # fmt: skip
 
 
 @dataclass(frozen=True)

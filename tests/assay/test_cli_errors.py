@@ -108,8 +108,8 @@ def test_every_error_has_its_exit_code(error: type[ModelError], monkeypatch: pyt
     monkeypatch.setattr("assay.commands.options.open_model", failing)
     refusal = assay("tokenize", "a", "--json")
     assert refusal.is_refusal(error.exit_code)
-    assert refusal.err == "assay: here: two lines. Do that.\n"
-    said = {"type": error.__name__, "what": "two\nlines", "where": "here", "remedy": "Do that."}
+    assert refusal.err == "assay: here: two lines. Do that\n"
+    said = {"type": error.__name__, "what": "two\nlines", "where": "here", "remedy": "Do that"}
     assert json.loads(refusal.out)["error"] == said
 
 
@@ -202,6 +202,12 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
             "options.open_file = lambda model: os.kill(os.getpid(), signal.SIGHUP) or exit(7); cli.main()")  # fmt: skip
     child = subprocess.run([sys.executable, "-c", code, "tokenize", "a"], cwd=ROOT, capture_output=True, check=False)
     assert (child.returncode, child.stderr) == (7, b"")
+
+
+def test_the_terminal_breaks_the_lines_of_a_help_text() -> None:
+    """Those of the docstring, which is as wide as code may be, would break a narrower one's in their middle."""
+    paragraphs = str(cli.app_for(["trace"]).registered_commands[0].help).split("\n\n")
+    assert len(paragraphs) == 2 and len(paragraphs[1]) > 120 and "\n" not in "".join(paragraphs)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",), ()])
