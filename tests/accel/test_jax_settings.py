@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -61,35 +62,50 @@ def results(model: Model) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def as_by_default(builtin_accel: Model) -> list[Any]:
-    return results(builtin_accel)
+def as_by_default(one_layer_accel: Model) -> list[Any]:
+    return results(one_layer_accel)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), SETTINGS, ids=[f"{name}={value}" for name, value in SETTINGS])
-def test_no_setting_changes_a_bit_of_what_is_computed(name: str, value: Any, builtin_accel: Model,
+def test_no_setting_changes_a_bit_of_what_is_computed(name: str, value: Any, one_layer_accel: Model,
                                                       as_by_default: list[Any]) -> None:  # fmt: skip
     with everywhere((name, value)):
-        assert results(builtin_accel) == as_by_default
+        assert results(one_layer_accel) == as_by_default
 
 
-def test_all_settings_at_once_change_no_program(builtin_accel: Model, as_by_default: list[Any]) -> None:
+@pytest.fixture
+def all_compiled_anew(nothing_prepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what other tests traced, or kept on disk, would answer."""
+    monkeypatch.setenv("ASSAY_XLA_CACHE", "off")
+    monkeypatch.setattr(assay.accel.programs, "_JITTED", {})
+
+
+@pytest.mark.usefixtures("all_compiled_anew")
+def test_all_settings_at_once_change_no_program(one_layer: Path, as_by_default: list[Any]) -> None:
     """A model that is loaded, traced and compiled under all of them, as in a process that starts with them."""
-    assay.accel.programs._JITTED.clear()  # else the traces of other tests would answer
     with everywhere(*SETTINGS):
-        assert results(accel.load(BUILTIN, arith="f32")) == as_by_default
+        assert results(accel.load(one_layer, arith="f32")) == as_by_default
 
 
-def test_settings_of_a_thread_are_no_other(builtin_accel: Model, as_by_default: list[Any]) -> None:
+def test_nor_do_they_where_blocks_are_decoded(builtin_accel: Model, request: pytest.FixtureRequest) -> None:
+    """The types of the built-in model, in one program."""
+    right = builtin_accel.forward(IDS[:3])
+    request.getfixturevalue("all_compiled_anew")
+    with everywhere(*SETTINGS):
+        assert np.array_equal(accel.load(BUILTIN, arith="f32").forward(IDS[:3]), right)
+
+
+def test_settings_of_a_thread_are_no_other(one_layer_accel: Model, as_by_default: list[Any]) -> None:
     with jax.enable_x64(True), jax.transfer_guard("disallow_explicit"), jax.numpy_dtype_promotion("strict"):
-        assert results(builtin_accel) == as_by_default
+        assert results(one_layer_accel) == as_by_default
 
 
-def test_a_stream_leaves_the_settings_of_its_reader_alone(builtin_accel: Model) -> None:
+def test_a_stream_leaves_the_settings_of_its_reader_alone(one_layer_accel: Model) -> None:
     """A generator's frame is left at every token: what is in force there must not leak into its reader."""
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         before = dict(jax.config.values)
-        for _ in accel.stream_generate(builtin_accel, IDS, max_tokens=3):
+        for _ in accel.stream_generate(one_layer_accel, IDS, max_tokens=3):
             assert dict(jax.config.values) == before
     assert not jax.config.values["jax_enable_x64"]
 
