@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from assay import cli
@@ -19,6 +19,7 @@ from assay.formats import ModelError, NumericError, SourceError, TemplateError
 from assay.goldens import BUILTIN
 from tests import hf_builder
 from tests.assay.command_line import assay
+from tests.examples import examples
 from tests.model_builder import build
 
 ROOT = Path(__file__).parents[2]
@@ -329,7 +330,7 @@ def argument_lists(draw: st.DrawFn) -> list[str]:
 
 
 @given(arguments=argument_lists(), stdin=st.one_of(st.binary(max_size=30), st.just(b"hi\n/reset\n\nhi")))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_no_arguments_end_in_a_bug(arguments: list[str], stdin: bytes) -> None:
     said = assay(*arguments, stdin=stdin)
     assert said.code in (0, 2, 3, 4, 5)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 
-from assay.engines import find
+from assay.engines import find, load
 from assay.formats import open_model
 from assay.formats.system.progress import quiet
-from assay.judging.engines_under_test import UnderTest, engines_under_test, opened
+from assay.judging.engines_under_test import UnderTest, baseline, engines_under_test, opened
 from assay.judging.judge import judge_flips, judge_stages
 from assay.parity import stages
 from assay.parity.bisect import bisect
@@ -28,9 +31,9 @@ SHORT = "def fib(n):\n    if n <"
     ("fast", "prefill", True, Verdict.DRIFT),
     ("fast", "decode", False, Verdict.DRIFT),
 ])  # fmt: skip
-def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: str, chat: bool,
-                                                            verdict: Verdict) -> None:  # fmt: skip
-    judged = engines_under_test(open_model(find(MODEL)), "accel", arith)
+def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: str, chat: bool, verdict: Verdict,
+                                                            loaded: Callable[[str], UnderTest]) -> None:  # fmt: skip
+    judged = loaded(arith)
     found = judge_stages(judged, judged.sample(SHORT, None, chat), path, 4, quiet)
     assert found is not None and found.verdict == verdict, found and (found.finding.site, found.finding.ratio)
     assert found.untouched == 0, "taps that change nothing change the logits"
@@ -39,8 +42,15 @@ def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: st
 
 
 @pytest.fixture(scope="module")
-def judged() -> UnderTest:
-    return engines_under_test(open_model(find(MODEL)), "accel", "f32")
+def loaded() -> Callable[[str], UnderTest]:
+    """The fast engine in an arithmetic, before one baseline for all of them."""
+    shared = baseline(open_model(find(MODEL)))
+    return cache(lambda arith: UnderTest(shared, load(shared.truth.file, arith=arith)))
+
+
+@pytest.fixture(scope="module")
+def judged(loaded: Callable[[str], UnderTest]) -> UnderTest:
+    return loaded("f32")
 
 
 @pytest.fixture(scope="module")

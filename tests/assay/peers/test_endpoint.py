@@ -283,6 +283,7 @@ def test_only_an_endpoint_has_a_model_to_name() -> None:
     assert assay("flips", TEXT, "--engine", "reference", "--endpoint-model", "x").is_refusal(2)
 
 
+@pytest.mark.slow
 def test_llama_cpp_by_its_openai_endpoint() -> None:
     """The same tokens as by its own protocol, to the same verdict."""
     own = assay("flips", TEXT, "--engine", "llama.cpp", "--json").json
