@@ -146,7 +146,8 @@ def conversations(control: Sequence[str]) -> dict[str, list[Conversation]]:
     """Conversations by what they have that can go wrong."""
     system, hi = {"role": "system", "content": "Be brief."}, user("Hi")
     answered = [hi, answer("Hello."), user("And?")]
-    called = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]}
+    call = {"type": "function", "function": CALL}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
     spelt = "".join(f"x{token} .{token}{token}\n" for token in control if token)
     return {
         "no system turn": [Conversation([hi]), Conversation(answered)],
@@ -162,7 +163,7 @@ def conversations(control: Sequence[str]) -> dict[str, list[Conversation]]:
                                    for text in ("The sum", "", "  a \n\n", spelt)],
         "tool definitions": [Conversation([hi], TOOLS), Conversation([system, hi], TOOLS), Conversation([hi], [])],
         "tool calls": [Conversation([hi, one, tool("1")]) for one in
-                       (called, called | {"content": "Hm"}, answer("x") | {"tool_calls": [CALL, {"function": CALL}]})],
+                       (called, called | {"content": "Hm"}, answer("x") | {"tool_calls": [call, call]})],
         "tool answers": [Conversation([hi, called, *(tool(text) for text in ("1", spelt, "")), user("so?")]),
                          Conversation([tool("1"), hi, tool("2")])],
     }  # fmt: skip

@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Show the token ids of a text or a conversation, by either engine's template and tokenizer.
 
-    With --audit a built-in corpus of some 3,500 cases is read by the engine and by the oracle (with a text or a file:
+    With --audit a built-in corpus of some 3,400 cases is read by the engine and by the oracle (with a text or a file:
     its lines, and the conversations); exit code 9 if they differ anywhere. --engine may then be tokenizers, too
     (Hugging Face's library, on a folder's own tokenizer.json), llama.cpp (extra 'peers'), or the address of its server.
     """
