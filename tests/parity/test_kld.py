@@ -1,7 +1,12 @@
-"""llama.cpp's base files: their bytes, what they lose, hostile ones, and the divergence that is computed from them."""
+"""llama.cpp's base files: their bytes, what they lose, hostile ones, and the divergence that is computed from them.
+
+``llama_perplexity.kld.gz`` was written by the program itself (llama.cpp in llama-cpp-python 0.3.36), of the built-in
+model: ``llama-perplexity -m goldens/builtin.gguf -f TEXT -c 8 -b 8 -t 1 --chunks 2 --kl-divergence-base FILE``.
+"""
 
 from __future__ import annotations
 
+import gzip
 import math
 import struct
 from pathlib import Path
@@ -10,6 +15,8 @@ import numpy as np
 import pytest
 
 from assay.formats import FormatError, InputError, NumericError
+from assay.judging.engines_under_test import UnderTest
+from assay.judging.perplexity import logits_of
 from assay.parity import kld
 
 IDS = np.array([[3, 1, 4, 1, 0, 2, 4], [2, 2, 0, 1, 3, 4, 1]])
@@ -24,6 +31,40 @@ def file(tmp_path: Path) -> Path:
         for logits in LOGITS:
             add(logits)
     return path
+
+
+TEXT = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n"
+PERPLEXITY = 4.4574
+"""What the program printed."""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> kld.Base:
+    """A file that llama-perplexity wrote."""
+    path = tmp_path / "llama.kld"
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "llama_perplexity.kld.gz").read_bytes()))
+    return kld.read(path)
+
+
+def test_what_llama_perplexity_wrote_is_read(theirs: kld.Base, judged: UnderTest) -> None:
+    """The tokens are ours, the perplexity is the one it printed, and its logits are those of 8-bit activations."""
+    assert theirs.chunks.ravel().tolist() == judged.truth.tokenizer.encode(TEXT, special=False)[:16]
+    parts = []
+    for i, logits in enumerate(logits_of(judged.truth, theirs.chunks, "prefill")):
+        parts.append(kld.against(theirs, i, logits))
+    said = kld.figures(parts)
+    assert said["ppl_truth"] == pytest.approx(PERPLEXITY, abs=1e-4)
+    assert said["positions"] == 6 and said["same_top"] == 1
+    assert 1e-5 < (said["mean_kld"] or 0) < 1e-3, "6e-5 when it was recorded"
+
+
+def test_rows_are_rounded_as_llama_perplexity_rounds_them(theirs: kld.Base) -> None:
+    """A row that it wrote, written again: the same step and levels; the sum that is taken off is another's."""
+    raw, size = theirs.path.read_bytes()[kld.rows_at(theirs.chunks) :], kld.row_bytes(theirs.n_vocab)
+    for i, row in enumerate([*theirs.rows(0), *theirs.rows(1)]):
+        before, after = raw[i * size : (i + 1) * size], kld.encoded(row)
+        assert before[8:] == after[8:]
+        assert struct.unpack_from("<ff", before) == pytest.approx(struct.unpack_from("<ff", after), rel=1e-5)
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
