@@ -53,18 +53,18 @@ def command(
     """
     if compare is not None or eval_callback is not None:
         option = "--eval-callback" if compare is None else "--compare"
-        if (prompt, prompt_file, messages, out, chat) != (None, None, None, None, False) or None not in (
-                compare, eval_callback):  # fmt: skip
+        both = compare is not None and eval_callback is not None
+        if both or (prompt, prompt_file, messages, out, chat) != (None, None, None, None, False):
             raise InputError("it reads what was written, and writes nothing", where=option,
                              remedy="Leave out PROMPT, --prompt-file, --messages, --chat and --out")  # fmt: skip
-        for idle, given in (("--engine", engine != "accel"), ("--arith", compare is not None and arith is not None),
-                            ("--force", force), ("--cache-type", cache_type is not None),
-                            ("--layout", layout != "npy")):  # fmt: skip
-            options.demand_effect(idle, given, f"{option} runs no engine and writes nothing")
+        idle = {"--engine": engine != "accel", "--arith": compare is not None and arith is not None, "--force": force,
+                "--cache-type": cache_type is not None, "--layout": layout != "npy"}  # fmt: skip
+        for name in idle:
+            options.demand_effect(name, idle[name], f"{option} runs no engine and writes nothing")
         forced = None if ids is None else parse_ids(ids)
         if eval_callback is not None:
             show_printed(eval_callback, model, forced, arith, as_json)
-        if compare is not None:
+        elif compare is not None:
             show_comparison(*both_read(compare, forced, model), as_json)
         return
     if out is None:
