@@ -57,10 +57,8 @@ def command(
         if both or (prompt, prompt_file, messages, out, chat) != (None, None, None, None, False):
             raise InputError("it reads what was written, and writes nothing", where=option,
                              remedy="Leave out PROMPT, --prompt-file, --messages, --chat and --out")  # fmt: skip
-        idle = {"--engine": engine != "accel", "--arith": compare is not None and arith is not None, "--force": force,
-                "--cache-type": cache_type is not None, "--layout": layout != "npy"}  # fmt: skip
-        for name in idle:
-            options.demand_effect(name, idle[name], f"{option} runs no engine and writes nothing")
+        demand_idle(option, {"--engine": engine != "accel", "--arith": compare is not None and arith is not None,
+                             "--force": force, "--cache-type": cache_type is not None, "--layout": layout != "npy"})
         forced = None if ids is None else parse_ids(ids)
         if eval_callback is not None:
             show_printed(eval_callback, model, forced, arith, as_json)
@@ -84,6 +82,12 @@ def command(
           suppress(NumericError)):  # fmt: skip  # of the logits: every stage has been shown by then
         loaded.forward(list(sample.ids), tap)
     show(out, loaded, sample, layout, tap, as_json)
+
+
+def demand_idle(reader: str, given: dict[str, bool]) -> None:
+    """Raise InputError for an option that is given beside ``reader``, where it changes nothing."""
+    for name, is_given in given.items():
+        options.demand_effect(name, is_given, f"{reader} runs no engine and writes nothing")
 
 
 def both_read(folders: tuple[Path, Path], forced: list[int] | None, model: str) -> tuple[Dump, Dump]:
