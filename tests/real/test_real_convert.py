@@ -18,7 +18,7 @@ import assay.accel.tokenizer
 import assay.reference.tokenizer
 from assay.formats import InputError, open_model
 from assay.formats.conversion.convert import convert
-from tests.tokenizer_corpus import SAMPLES
+from assay.parity.corpus import SAMPLES
 
 pytestmark = pytest.mark.real
 PROMPT, N_TOKENS = "def fib(n):", 4
