@@ -15,10 +15,12 @@ from typing import Any
 from assay.engines import load
 from assay.formats import InputError, ModelFile
 from assay.formats.contract.arguments import checked
+from assay.formats.contract.declaration import Declaration
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.messages import Conversation
 from assay.judging.baseline import Baseline
-from assay.parity.precision import Key, Precision, precision
+from assay.judging.declared import declaration_of
+from assay.parity.precision import Precision, precision
 from assay.parity.sample import Sample, check_same
 from assay.peers import PEERS, endpoint, running
 from assay.peers.judged import ExternalEngine
@@ -26,8 +28,6 @@ from assay.reference.tokenizer import Tokenizer
 
 WINDOW = 256
 """Positions of a text that are judged together: 0.5B, 0.3 GB of true logits."""
-MULTIPLIED = {"attn_norm": "attn_q", "attention": "attn_output", "ffn_norm": "ffn_gate", "ffn_swiglu": "ffn_down"}
-"""The matrix that each activation of a layer is multiplied with, or the first of those."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class UnderTest:
 
     baseline: Baseline
     candidate: Any
+    declaration: Declaration | None = None
+    """What is said of the candidate's arithmetic, in the place of what it says itself."""
 
     @property
     def truth(self) -> Any:
@@ -55,7 +57,8 @@ class UnderTest:
     @checked
     def declared(self, n_at_once: int) -> Precision | None:
         """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
-        return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file), self.file.config)
+        declared = self.declaration or declaration_of(self.candidate.fingerprint(), self.file, n_at_once)
+        return None if declared is None else precision(declared, self.file.config)
 
     @checked
     def sample(self, text: str | Conversation | None, ids: Sequence[int] | None, chat: bool,
@@ -151,19 +154,3 @@ def baseline(file: ModelFile) -> Baseline:
     oracle = load(file, engine="reference", arith="f32")
     oracle.weights = truth.weights
     return Baseline(truth, oracle)
-
-
-def activation_blocks(file: ModelFile) -> dict[Key, int]:
-    """How many elements of each multiplied activation share a scale where it is rounded to 8 bits; 0: never."""
-
-    def block(tensor: str) -> int:
-        size = file.tensors[tensor].type.block_elements
-        return size if size > 1 else 0
-
-    blocks: dict[Key, int] = {
-        (stage, layer): block(f"blk.{layer}.{name}.weight")
-        for layer in range(file.config.n_layers)
-        for stage, name in MULTIPLIED.items()
-    }
-    blocks["final_norm", None] = block("token_embd.weight" if file.config.tied else "output.weight")
-    return blocks
