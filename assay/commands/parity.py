@@ -44,6 +44,7 @@ from assay.judging.judge import StageReport, judge_flips, judge_stages
 from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import Account, Positions, account
 from assay.parity.junit import Case, stage_cases, token_case
+from assay.parity.over_declaration import declared_more
 from assay.parity.report import Cell, Token, page
 from assay.parity.sample import place
 from assay.parity.verdict import Verdict, faults_of, of_flips
@@ -139,6 +140,9 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
         said |= {
             "ids": found.ids,
             "declared": found.declared.name,
+            "declaration": found.declared.declaration.to_json() if found.declared.declaration else None,
+            "forgives": found.declared.declaration.describe() if found.declared.declaration else [],
+            "findings": declared_more(found.declared, found.finding.local, found.floor),
             "site": found.finding.site,
             "untouched_by_taps": found.untouched,
             "logits": {"before": found.finding.logits_before, "restored": found.finding.logits_restored},
@@ -207,6 +211,8 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     taps = "the logits are not numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
     taps = taps if found.finding.forwards else "no engine was run"
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
+    for line in declared_more(found.declared, found.finding.local, found.floor):
+        tables.line(f"note: the engine {line}")
     if counted:
         tables.line(flips_line(counted))
     say_verdict(verdict, reason(judged, found, counted, verdict))

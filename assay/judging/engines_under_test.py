@@ -65,7 +65,8 @@ class UnderTest:
                most: int | None = None) -> list[int]:  # fmt: skip
         """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.
 
-        A peer is given ids: whether its own tokenizer would have made them is not what is judged here. Raises
+        A peer, or an engine without a tokenizer, is given ids: whether its own would have made them is not what is
+        judged here. Raises
         SampleError where they differ, InputError for neither or both of text and ids, and for a text of more than
         ``most`` tokens (None: any number) before it is encoded, where that is sure.
         """
@@ -75,7 +76,7 @@ class UnderTest:
         if prompt is not None and most is not None:
             self.file.check_text(prompt, most)
         ours = read_by(self.truth, None, ids, chat) if prompt is None else encoded_by(self.truth, prompt)
-        if not isinstance(self.candidate, ExternalEngine):
+        if getattr(self.candidate, "tokenizer", None) is not None:
             check_same(ours, read_by(self.candidate, text, ids, chat))
         self.file.check_known(ours.ids)  # whether they fit the context is for who reads them at once to ask
         return list(ours.ids)

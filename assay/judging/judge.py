@@ -13,8 +13,9 @@ from assay.formats import InputError, NumericError
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine, Generation, identity
 from assay.formats.system.progress import Progress
+from assay.judging.anybody import Anybody
 from assay.judging.engines_under_test import WINDOW, UnderTest
-from assay.parity import flips, stages
+from assay.parity import flips, stages, transplant
 from assay.parity.bisect import Finding, bisect
 from assay.parity.distance import distance
 from assay.parity.free_run import FreeRun, Generate, free_run
@@ -60,10 +61,9 @@ def judge_stages(
         return None
     n = 5
     progress(0, n, "truth")
-    truth = under_test.baseline.activations(ids)
+    truth = shown_of(under_test, ids)
     progress(1, n, "floor")
-    floor = under_test.baseline.noise_floor(ids, declared, runs)
-    reference = max(stages.over_floor(d, floor[key]) for key, d in stages.local(under_test.oracle, ids, truth).items())
+    floor, reference = floor_of(under_test, ids, truth, declared, runs)
     progress(2, n, "candidate, stage by stage")
     finding = bisect(under_test.candidate, ids, truth, floor)
     progress(3, n, "candidate, undisturbed")
@@ -75,6 +75,31 @@ def judge_stages(
     progress(4, n, "verdict")
     verdict = of_stages(finding, declared, equal=equal, reference=reference)
     return StageReport(list(ids), declared, verdict, finding, floor, untouched)
+
+
+def shown_of(under_test: UnderTest, ids: Sequence[int]) -> stages.Activations:
+    """The true activation of every stage that the candidate shows, and the logits; of our own engines of all."""
+    truth = under_test.baseline.activations(ids)
+    if not isinstance(under_test.candidate, Anybody):
+        return truth
+    shown = {("logits", None), *under_test.candidate.shows(ids, truth)}
+    return {key: one for key, one in truth.items() if key in shown}
+
+
+def floor_of(under_test: UnderTest, ids: Sequence[int], truth: stages.Activations, declared: Precision,
+             runs: int) -> tuple[stages.NoiseFloor, float]:  # fmt: skip
+    """The floor of every stage in ``truth``, and the worst of the oracle's local errors in floors.
+
+    Where stages are missing, each of the others has the errors of those between it and the one before: so has its
+    floor, from noisy runs that are fed with the truth at these stages alone.
+    """
+    oracle = under_test.oracle
+    if len(truth) == len(under_test.baseline.activations(ids)):
+        floor, alone = under_test.baseline.noise_floor(ids, declared, runs), stages.local(oracle, ids, truth)
+    else:
+        floor = transplant.noise_floor(oracle, ids, truth, truth, declared, runs=runs)
+        alone = transplant.local(transplant.recomputed(oracle, ids, truth), truth)
+    return floor, max(stages.over_floor(one, floor[key]) for key, one in alone.items())
 
 
 @checked
@@ -123,7 +148,7 @@ def judge_free_run(under_test: UnderTest, ids: Sequence[int], n: int, runs: int,
 
 def generation(engine: Engine) -> Generate:
     """The function of an engine that ``assay run`` calls, or a peer's own."""
-    if isinstance(engine, ExternalEngine):
+    if isinstance(engine, ExternalEngine | Anybody):
         return engine.generate
     return lambda ids, n: written(engines.generate(engine, ids, max_tokens=n))
 
