@@ -71,17 +71,21 @@ class Anybody:
         return demand_finite(logits, self.name)
 
     def prefill(self, ids: Sequence[int], cache: Any = None) -> tuple[np.ndarray, Any]:
-        """Logits [n_vocab] after ``ids``, and the cache; a single token after a cache is decoded. Raises as forward."""
+        """Logits [n_vocab] after ``ids``, and the cache; a single token after a cache is decoded. Raises as forward.
+
+        Where there is no prefill all is read anew, and the cache is what was read (``decodes`` says so).
+        """
         if "prefill" not in self.has:
-            raise InputError(f"a {self.name} has no prefill", where="engine", remedy=REMEDY)
-        if cache is not None and "decode" in self.has and len(ids) == 1:
+            read = [*(cache or []), *ids]
+            return self.forward(read)[-1], read
+        if cache is not None and len(ids) == 1 and "decode" in self.has:
             return self.decode(ids[0], cache)
         options = {} if cache is None else {"cache": cache}
         return self._step(self._call("prefill", list(ids), **options), "prefill")
 
     def decode(self, token: int, cache: Any) -> tuple[np.ndarray, Any]:
         """As ``prefill`` of one token."""
-        if "decode" not in self.has:
+        if not {"prefill", "decode"} <= self.has:
             return self.prefill([token], cache)
         return self._step(self._call("decode", int(token), cache), "decode")
 

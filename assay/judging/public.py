@@ -30,7 +30,7 @@ from assay.formats.contract.messages import Conversation
 from assay.formats.system.progress import Progress, quiet
 from assay.judging.anybody import Anybody
 from assay.judging.dumps import has_logits, judge_dump, opened_dump
-from assay.judging.engines_under_test import UnderTest, baseline, encoded_by, opened
+from assay.judging.engines_under_test import UnderTest, baseline, encoded_by, is_served, opened
 from assay.judging.judge import PATHS, StageReport, judge_flips, judge_free_run, judge_stages
 from assay.judging.report import Part, Report, said_of_stages, said_of_tokens
 from assay.judging.test_matrix import SHORT, WRITTEN
@@ -63,7 +63,9 @@ def judge(engine: Any, model: str | Path | ModelFile = "builtin",
     What the engine computes wrong is in the report; so is what it cannot be asked. Raises SampleError where it did not
     read or show the same as the oracle, InputError for arguments, and for an engine that raises or returns no arrays.
     """
-    with before_the_judge(engine, model, prompt, chat, path, declaration, arith, cache_type) as (judged, ids):
+    taps = not (isinstance(engine, str) and is_served(engine))
+    with before_the_judge(engine, model, prompt, chat, path, declaration, arith, cache_type,
+                          taps=taps) as (judged, ids):  # fmt: skip
         if isinstance(judged.candidate, Dump):
             parts = dump_parts(judged, runs, progress)
         else:
@@ -148,6 +150,8 @@ def is_own(engine: Any) -> bool:
 def stages_part(judged: UnderTest, ids: list[int], path: str, runs: int, progress: Progress) -> Part:
     """The verdict on stages, or why there is none."""
     name, candidate = f"stages by {path}", judged.candidate
+    if isinstance(candidate, ExternalEngine):
+        return Part(name, Verdict.SKIPPED, "a server shows no stages")
     if isinstance(candidate, Anybody) and not candidate.taps:
         return Part(name, Verdict.SKIPPED, f"{candidate.name} shows no stages: its forward takes no tap")
     if isinstance(candidate, Anybody) and path == "decode":

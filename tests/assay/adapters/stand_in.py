@@ -135,7 +135,7 @@ class Layer(Module):
     def __init__(self, file: ModelFile, layer: int) -> None:
         def linear(name: str, bias: bool = False) -> Linear:
             place = f"blk.{layer}.{name}"
-            return Linear(values(file, f"{place}.weight"), values(file, f"{place}.bias") if bias else np.float32(0))
+            return Linear(values(file, f"{place}.weight"), values(file, f"{place}.bias") if bias else 0.0)
 
         eps = file.config.rms_norm_eps
         self.input_layernorm = Norm(values(file, f"blk.{layer}.attn_norm.weight"), eps)

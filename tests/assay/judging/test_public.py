@@ -17,12 +17,24 @@ from assay.formats import AssayError, InputError, SampleError, open_model
 from assay.formats.contract.config import STAGES
 from assay.goldens import BUILTIN
 from assay.judging import public
+from assay.judging.anybody import Anybody
+from assay.judging.engines_under_test import baseline
 from assay.parity.verdict import Verdict
+from assay.peers.judged import ExternalEngine
 from tests.planted import FAULTS, IDS, Planted
 
 F32 = Declaration()
 FILE = open_model(BUILTIN)
 SHORT = IDS[:6]
+
+
+SHARED = baseline(FILE)
+
+
+@pytest.fixture(autouse=True)
+def one_truth_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth and floors of the same sample are the same, whatever is judged."""
+    monkeypatch.setattr(public, "baseline", lambda file: SHARED)
 
 
 class Whole:
@@ -96,9 +108,21 @@ def test_engines_by_name_dumps_and_the_text_of_a_prompt() -> None:
     assert found.verdict == Verdict.NOISE and found.parts[-1].verdict == Verdict.BIT_EQUAL and not found.findings
     counted = assay.flips("reference", FILE, SHORT, free=3, runs=2)
     assert counted.verdict == Verdict.NOISE and [part.name for part in counted.parts][1] == "writing by itself"
-    for arguments in ({"arith": "f32"}, {"cache_type": "f16"}):
+    for option in ("arith", "cache_type"):
+        arguments: dict[str, Any] = {option: "f32"}
         with pytest.raises(InputError, match="loaded already"):
             assay.judge(Untapped(None), FILE, SHORT, **arguments)
+
+
+def test_a_server_is_judged_by_its_tokens(builtin_f32: Any) -> None:
+    def named(ids: Sequence[int], n: int) -> list[tuple[int, float]]:
+        logits = builtin_f32.prefill(ids)[0].astype(np.float64)
+        return [(int(i), float(logits[i] - np.logaddexp.reduce(logits))) for i in np.argsort(-logits)[:n]]
+
+    peer: Any = SimpleNamespace(name="llama.cpp", named_tokens=named)
+    found = assay.judge(ExternalEngine(peer, FILE, "1"), FILE, SHORT, declaration=F32, runs=2)
+    assert [part.verdict for part in found.parts] == [Verdict.SKIPPED, Verdict.NOISE]
+    assert "a server shows no stages" in str(found)
 
 
 def test_a_dump_is_an_engine_too(tmp_path: Any, builtin_f32: Any) -> None:
@@ -174,6 +198,15 @@ def test_a_fault_at_a_hidden_stage_counts_to_the_next_one(hidden: tuple[str, ...
     found = assay.bisect(engine, FILE, IDS, runs=2)
     assert found.verdict == Verdict.BUG
     assert found.site == {"q_proj": ("k_bias", 1), "logits": ("k_proj", 1), "embedding": ("logits", None)}[hidden[0]]
+
+
+def test_what_reads_from_the_beginning_only_has_a_cache_of_ids(builtin_f32: Any) -> None:
+    engine = Anybody(Untapped(builtin_f32), FILE)
+    logits, cache = engine.prefill(SHORT)
+    after, cache = engine.decode(7, cache)
+    whole = builtin_f32.forward([*SHORT, 7])
+    assert np.array_equal(after, whole[-1]) and cache == [*SHORT, 7] and not engine.decodes
+    np.testing.assert_allclose(logits, whole[-2], atol=1e-4)
 
 
 def wrong(builtin_f32: Any, change: Callable[[Any], Any], where: str) -> Whole:
