@@ -56,7 +56,7 @@ class Module:
         return out
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError
+        """What the module computes."""
 
     def hooks(self) -> Iterator[Any]:
         """Those of it and of all modules in it."""
