@@ -18,4 +18,4 @@ def test_the_twenty_lines_of_the_docs(builtin_f32: Any, capsys: pytest.CaptureFi
     assert len([line for line in body.splitlines() if line.strip()]) <= 20
     exec(code[1], {"inner": builtin_f32})
     said = capsys.readouterr().out
-    assert said.startswith("NOISE: ") and "writing by itself" in said
+    assert said.startswith("NOISE: ") and "tokens by prefill" in said

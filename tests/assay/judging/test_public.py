@@ -98,7 +98,7 @@ def test_a_whole_engine_is_judged_in_full(whole: Whole) -> None:
 @pytest.mark.parametrize("name", ["one row of a matrix with its sign turned", "query at the next position"])
 def test_a_fault_has_its_site_in_the_report(name: str, whole: Whole) -> None:
     site, change = FAULTS[name]
-    found = assay.bisect(Planted(whole, site, change), FILE, IDS, runs=2)
+    found = assay.bisect(Planted(whole, site, change), FILE, IDS[:8], runs=2)
     assert (found.verdict, found.exit_code, found.site) == (Verdict.BUG, 8, site)
     assert f"{site[0]} of layer {site[1]}: its local error is" in str(found) and "BUG" in repr(found.to_json())
 
@@ -191,11 +191,11 @@ class Shows(Whole):
 def test_a_fault_at_a_hidden_stage_counts_to_the_next_one(hidden: tuple[str, ...], builtin_f32: Any) -> None:
     engine = Shows(builtin_f32)
     engine.hidden = hidden
-    found = assay.bisect(engine, FILE, IDS, runs=2)
+    found = assay.bisect(engine, FILE, SHORT, runs=2)
     assert found.verdict.green, str(found)
     assert any(f"not shown: {hidden[0]}" in line for line in found.findings) == (hidden != ("logits",))
     engine.engine = Planted(builtin_f32, ("k_proj", 1), lambda x: x * 1.001)
-    found = assay.bisect(engine, FILE, IDS, runs=2)
+    found = assay.bisect(engine, FILE, SHORT, runs=2)
     assert found.verdict == Verdict.BUG
     assert found.site == {"q_proj": ("k_bias", 1), "logits": ("k_proj", 1), "embedding": ("logits", None)}[hidden[0]]
 
@@ -342,17 +342,17 @@ def test_its_own_tokenizer_is_judged(builtin_f32: Any) -> None:
 def test_declaring_more_than_is_used_is_said(whole: Whole) -> None:
     """Not a BUG: the engine is right. But a fault as large as what it declares would have passed."""
     eight = Declaration("int8/256", weights={"down": "bf16"}, cache="f16")
-    found = assay.bisect(whole, FILE, IDS, declaration=eight, runs=2)
+    found = assay.bisect(whole, FILE, SHORT, declaration=eight, runs=2)
     assert found.verdict.green and found.forgives == eight.describe()
     said = [line for line in found.findings if line.startswith("declares")]
     assert len(said) == 9 and "8 bits in blocks of 256 in products with q," in said[0] and "kept in f16" in said[-1]
-    one = assay.bisect(whole, FILE, IDS, declaration=Declaration({"up": ["f32", "bf16", "f32", "f32"]}), runs=2)
+    one = assay.bisect(whole, FILE, SHORT, declaration=Declaration({"up": ["f32", "bf16", "f32", "f32"]}), runs=2)
     assert sum(line.startswith("declares bf16 in products with up") for line in one.findings) == 1
-    bf16 = assay.bisect(whole, FILE, IDS, declaration=Declaration(results="bf16"), runs=2)
+    bf16 = assay.bisect(whole, FILE, SHORT, declaration=Declaration(results="bf16"), runs=2)
     assert any("results rounded to bf16" in line for line in bf16.findings)
 
 
 @pytest.mark.parametrize("arith", ["ggml", pytest.param("f32", marks=pytest.mark.slow)])
 def test_what_is_used_as_declared_is_not_said(arith: str) -> None:
-    found = assay.bisect("reference", FILE, IDS, arith=arith, runs=2)
+    found = assay.bisect("reference", FILE, SHORT, arith=arith, runs=2)
     assert found.verdict.green and not any("declares" in line for line in found.findings)
