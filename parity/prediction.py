@@ -66,7 +66,8 @@ def predict(exact: np.ndarray, oracle: Tapped, ids: Sequence[int], declared: Pre
 
     def variances() -> np.ndarray:
         def moved(run: int) -> np.ndarray:
-            return np.square(logit_gap(declared.noisy(oracle, run).forward(ids, declared.noise(run)), ranked) - gaps)
+            logits = declared.noisy(oracle, run).forward(ids, declared.noise(run, fed=False))
+            return np.square(logit_gap(logits, ranked) - gaps)
 
         return sum(each_run(moved, range(seed, seed + runs)), np.zeros_like(gaps)) / runs
 

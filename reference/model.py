@@ -10,7 +10,8 @@ Source: Qwen Team, "Qwen2 Technical Report", 2024 (a Llama-style decoder with bi
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,13 @@ class Model:
     def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
         """Append one token; logits [n_vocab] after it, and the cache."""
         return self.prefill([token], cache)
+
+    @checked
+    def rounding(self, rounded: Callable[[str, np.ndarray], np.ndarray]) -> Model:
+        """This model with ``rounded(tensor, x)`` for x [n_tokens, in_features] wherever a matrix is multiplied."""
+        other = copy(self)
+        other.arith = self.arith._replace(rounded=rounded)
+        return other
 
     def fingerprint(self) -> dict[str, Any]:
         """What could make two runs of this engine differ."""

@@ -14,11 +14,11 @@ import typer
 from assay.commands import options, tables
 from assay.commands.asked import IDS_HELP, asked, text_and_ids
 from assay.formats import InputError, SampleError
-from assay.formats.errors import DIFFERENT, UNDECIDED
 from assay.formats.system.atomic_file import demand_apart, demand_free, replacing
 from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
+from assay.judging.report import exit_code as exit_code
 from assay.parity.flips import Account
 from assay.parity.junit import Case, Outcome, junit
 from assay.parity.sample import OTHER_SAMPLE
@@ -61,13 +61,6 @@ def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, mes
         if taps:  # every stage is kept, of so many
             most = MAX_TOKENS if path == "prefill" else file.config.context_length
         yield judged, judged.sample(text, forced, chat, most), progress
-
-
-def exit_code(verdict: Verdict) -> int:
-    """0 for green, ``DIFFERENT`` for a fault that was found, ``UNDECIDED`` where nothing was decided."""
-    if verdict.green:
-        return 0
-    return DIFFERENT if verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT) else UNDECIDED
 
 
 def in_doubt(verdict: Verdict, judged: UnderTest, chat: bool) -> Verdict:

@@ -42,11 +42,12 @@ from assay.formats.system.atomic_file import replacing
 from assay.judging.dumps import has_logits, judge_dump
 from assay.judging.engines_under_test import UnderTest
 from assay.judging.judge import StageReport, judge_flips, judge_stages
+from assay.judging.report import said_of_stages, stage_facts
 from assay.parity.flips import Account, Positions, account
-from assay.parity.floor import MAGNITUDES, TOLERANCE_FACTOR
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.junit import Case, stage_cases, token_case
+from assay.parity.over_declaration import declared_more
 from assay.parity.report import Cell, Token, page
-from assay.parity.sample import place
 from assay.parity.verdict import Verdict, faults_of, of_flips
 
 UNNAMED = "dump of weights that it does not name"
@@ -140,17 +141,13 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
         said |= {
             "ids": found.ids,
             "declared": found.declared.name,
+            "declaration": found.declared.declaration.to_json() if found.declared.declaration else None,
+            "forgives": found.declared.declaration.describe() if found.declared.declaration else [],
+            "findings": declared_more(found.declared, found.finding.local, found.floor),
             "site": found.finding.site,
             "untouched_by_taps": found.untouched,
             "logits": {"before": found.finding.logits_before, "restored": found.finding.logits_restored},
-            "stages": [
-                {"stage": stage, "layer": layer, "over_floor": found.finding.ratios[stage, layer],
-                 "tests": found.finding.tests[stage, layer],
-                 "local": one.figures(), "floor": found.floor[stage, layer].magnitudes(),
-                 "visible": found.visible[stage, layer]._asdict(),
-                 "accumulated": found.finding.accumulated[stage, layer].figures()}
-                for (stage, layer), one in found.finding.local.items()
-            ],
+            "stages": stage_facts(found),
         }  # fmt: skip
     return said
 
@@ -210,6 +207,8 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     taps = "the logits are not numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
     taps = taps if found.finding.forwards else "no engine was run"
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
+    for line in declared_more(found.declared, found.finding.local, found.floor):
+        tables.line(f"note: the engine {line}")
     tables.line(unseen(found))
     if counted:
         tables.line(flips_line(counted))
@@ -230,17 +229,8 @@ def reason(judged: UnderTest, found: StageReport, counted: Account | None, verdi
     """What follows the verdict's name."""
     if verdict == Verdict.DOUBTFUL:
         return doubts_of(judged)
-    if found.finding.site is not None:
-        more = f", and at {len(found.finding.wrong) - 1} more" if len(found.finding.wrong) > 1 else ""
-        tests = found.finding.tests[found.finding.site]
-        name = max(tests, key=tests.__getitem__)
-        said = "its local error" if name in MAGNITUDES else f"its {name.replace('_', ' ')}"
-        return f" at {place(*found.finding.site)}: {said} is {found.finding.ratio:.3g} floors{more}"
-    if found.suspect is not None:
-        return f": the oracle in f32 is wrong by itself at {place(*found.suspect)}"
-    if found.disturbed:
-        return (f": taps move the logits by {found.untouched:.1e}, so the stages are not those of the program that "
-                "generates")  # fmt: skip
+    if found.finding.site is not None or found.suspect is not None or found.disturbed:
+        return f"{' at' if verdict == Verdict.BUG and found.finding.site else ':'} {said_of_stages(found)}"
     if verdict == Verdict.DRIFT:
         return f": {found.declared.name} explain it; no stage is beyond {found.finding.ratio:.2f} floors"
     if verdict == Verdict.BUG and counted:

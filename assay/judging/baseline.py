@@ -63,12 +63,12 @@ class Baseline:
             except ValueError:  # somebody else's array under our name
                 return unpacked(measured(), truth)
 
-        return self._once(ids, ("floor", declared.name, runs), known)
+        return self._once(ids, ("floor", declared.key, runs), known)
 
     def prediction(self, ids: Sequence[int], declared: Precision, runs: int, seed: int = 0) -> Prediction:
         """Of every position, how probable a flip is."""
         key, exact = self._key("flips", ids, declared, runs, seed), self.exact(ids)
-        return self._once(ids, ("flips", declared.name, runs, seed), lambda: predict(
+        return self._once(ids, ("flips", declared.key, runs, seed), lambda: predict(
             exact, self.oracle, ids, declared, runs=runs, seed=seed,
             kept=lambda compute: kept(key, (len(ids), None), compute)))  # fmt: skip
 
@@ -90,7 +90,7 @@ class Baseline:
     def _key(self, what: str, ids: Sequence[int], declared: Precision, *numbers: int) -> str | None:
         if (made_by := code()) is None:
             return None
-        facts = [what, self.truth.file.sha256, list(ids), declared.name, numbers, made_by, np.__version__,
+        facts = [what, self.truth.file.sha256, list(ids), declared.key, numbers, made_by, np.__version__,
                  platform.python_version(), platform.machine()]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

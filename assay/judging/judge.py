@@ -13,8 +13,9 @@ from assay.formats import InputError, NumericError
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine, Generation, identity
 from assay.formats.system.progress import Progress
+from assay.judging.anybody import Anybody
 from assay.judging.engines_under_test import WINDOW, UnderTest
-from assay.parity import flips, stages
+from assay.parity import flips, stages, transplant
 from assay.parity.bisect import Finding, bisect
 from assay.parity.bounds import beyond_f32, unmeasured
 from assay.parity.distance import distance
@@ -73,10 +74,10 @@ def judge_stages(
         return None
     n = 5
     progress(0, n, "truth")
-    truth = under_test.baseline.activations(ids)
+    truth = shown_of(under_test, ids)
     progress(1, n, "floor")
-    floor = under_test.baseline.noise_floor(ids, declared, runs)
-    suspect = accused_oracle(under_test, ids, truth, floor)
+    floor, alone = floor_of(under_test, ids, truth, declared, runs)
+    suspect = accused_oracle(under_test, alone, truth, floor)
     progress(2, n, "candidate, stage by stage")
     finding = bisect(under_test.candidate, ids, truth, floor)
     progress(3, n, "candidate, undisturbed")
@@ -99,13 +100,37 @@ def disturbs(finding: Finding, untouched: float | None) -> bool:
     return untouched is not None and tapped is not None and not untouched <= TOLERANCE_FACTOR * tapped.relative_l2
 
 
-def accused_oracle(under_test: UnderTest, ids: Sequence[int], truth: stages.Activations,
+def accused_oracle(under_test: UnderTest, alone: stages.Distances, truth: stages.Activations,
                    floor: NoiseFloor) -> Key | None:  # fmt: skip
-    """The first stage in which the oracle in f32 is wrong by itself; None if it is right."""
-    alone = stages.local(under_test.oracle, ids, truth)
+    """The first stage in which the oracle in f32 is wrong by itself, by its local errors; None if it is right."""
     beyond = beyond_f32(alone, truth, sums_of(under_test.file.config))
     return next((key for key, one in alone.items() if key in beyond or over_floor(one, floor[key]) > TOLERANCE_FACTOR),
                 None)  # fmt: skip
+
+
+def shown_of(under_test: UnderTest, ids: Sequence[int]) -> stages.Activations:
+    """The true activation of every stage that the candidate shows, and the logits; of our own engines of all."""
+    truth = under_test.baseline.activations(ids)
+    if not isinstance(under_test.candidate, Anybody):
+        return truth
+    shown = {("logits", None), *under_test.candidate.shows(ids, truth)}
+    return {key: one for key, one in truth.items() if key in shown}
+
+
+def floor_of(under_test: UnderTest, ids: Sequence[int], truth: stages.Activations, declared: Precision,
+             runs: int) -> tuple[NoiseFloor, stages.Distances]:  # fmt: skip
+    """The floor of every stage in ``truth``, and the oracle's own local errors.
+
+    Where stages are missing, each of the others has the errors of those between it and the one before: so has its
+    floor, from noisy runs that are fed with the truth at these stages alone.
+    """
+    oracle = under_test.oracle
+    if len(truth) == len(under_test.baseline.activations(ids)):
+        floor, alone = under_test.baseline.noise_floor(ids, declared, runs), stages.local(oracle, ids, truth)
+    else:
+        floor = transplant.noise_floor(oracle, ids, truth, truth, declared, runs=runs)
+        alone = transplant.local(transplant.recomputed(oracle, ids, truth), truth)
+    return floor, alone
 
 
 @checked
@@ -154,7 +179,7 @@ def judge_free_run(under_test: UnderTest, ids: Sequence[int], n: int, runs: int,
 
 def generation(engine: Engine) -> Generate:
     """The function of an engine that ``assay run`` calls, or a peer's own."""
-    if isinstance(engine, ExternalEngine):
+    if isinstance(engine, ExternalEngine | Anybody):
         return engine.generate
     return lambda ids, n: written(engines.generate(engine, ids, max_tokens=n))
 

@@ -10,6 +10,7 @@ import pytest
 
 import assay.reference.model
 from assay.formats import SampleError, open_model
+from assay.formats.contract.declaration import Declaration
 from assay.formats.contract.engine import Prompt
 from assay.goldens import BUILTIN
 from assay.judging.engines_under_test import UnderTest
@@ -18,7 +19,7 @@ from assay.parity.bisect import Finding
 from assay.parity.distance import distance
 from assay.parity.flips import Account
 from assay.parity.floor import MAGNITUDES, Floor, NoiseFloor, over_floor
-from assay.parity.precision import Precision, floats, floats_and_weights, in_blocks, precision, shaken
+from assay.parity.precision import Precision, as_weights, floats, in_blocks, precision, shaken
 from assay.parity.sample import Sample, check_same, check_shapes
 from assay.parity.verdict import Verdict, of_flips, of_stages
 from assay.reference.arithmetic import Arithmetic
@@ -27,7 +28,6 @@ from assay.reference.weights import Weights
 from tests.planted import IDS
 
 CONFIG = open_model(BUILTIN).config
-FAST = {"arith": "fast", "int8_up_to": 16, "cache": "f16"}
 ONE = Sample("<|im_start|>user\nhi<|im_end|>\n", (5, 6, 7, 8), "a" * 64)
 
 
@@ -117,7 +117,7 @@ def test_noise_is_as_large_as_the_rounding_it_stands_for() -> None:
         (floats(10), x.astype(np.float16).astype(np.float64), 1),
         (floats(23), x.astype(np.float32).astype(np.float64), 1),
         (shaken(23, 16), x.astype(np.float32).astype(np.float64), 16),
-        (floats_and_weights(10), x.astype(np.float16).astype(np.float64), 2**0.5),
+        (as_weights(10), x.astype(np.float16).astype(np.float64), 1),
         (in_blocks(256), really_rounded(x, 256), 1),
     ):
         precision = Precision("", {("ffn_up", 0): rounding})
@@ -130,7 +130,7 @@ def test_noise_is_as_large_as_the_rounding_it_stands_for() -> None:
 def test_equal_rows_are_rounded_equally_wherever_they_stand() -> None:
     """A real engine does so; noise that did not would average out over positions where its errors stay."""
     x = np.random.default_rng(0).standard_normal((1, 512)).repeat(3, axis=0)
-    for rounding in (floats(10), floats_and_weights(7), in_blocks(32)):
+    for rounding in (floats(10), as_weights(7), in_blocks(32)):
         moved = Precision("", {("ffn_up", 0): rounding}).noise(1)("ffn_up", 0, x)
         assert (moved == moved[0]).all() and (moved != x).mean() > 0.5
 
@@ -181,8 +181,7 @@ def test_sums_added_one_by_one_are_what_the_noise_stands_for(
 def test_scores_added_one_by_one_are_what_the_noise_stands_for() -> None:
     """Also where keys share an element that is nearly all of every score, as Qwen's biases make them: what moves all
     scores of a query alike is not seen by softmax, and stands for nothing."""
-    size, declared = CONFIG.head_dim, precision({"arith": "f32"}, 32, {}, CONFIG)
-    assert declared is not None
+    size, declared = CONFIG.head_dim, precision(Declaration(), CONFIG)
     rng = np.random.default_rng(5)
     q, k, v = rng.standard_normal((3, 32, 1, size)).astype(np.float32)
     q[..., 3], k[..., 3] = 60 + q[..., 3], 100 + k[..., 3]
@@ -223,39 +222,11 @@ def test_verdicts_that_no_engine_here_earns() -> None:
     assert of_stages(nothing, declared) == Verdict.NOISE
     assert of_stages(nothing, declared, disturbed=True) == Verdict.BUG
     assert of_stages(nothing, declared, equal=True, measured=False) == Verdict.UNCALIBRATED
-    assert of_stages(nothing, None) == Verdict.UNCALIBRATED
+    assert of_stages(nothing, None) == Verdict.UNCALIBRATED and of_flips(None, None) == Verdict.SKIPPED
+    assert not Verdict.SKIPPED.green and not Verdict.UNCALIBRATED.green
     counted = Account(1000, 20.0, 60, 1e-9, (), 1.0, 0.94, 0.0, 0.0)
     assert of_flips(counted, declared) == Verdict.BUG, "too many flips, each of them explained"
     assert of_flips(counted._replace(observed=2), declared) == Verdict.NOISE, "fewer than expected is not a fault"
     counted = counted._replace(observed=20, p_value=1.0)
     assert of_flips(counted._replace(noise=4.1), declared) == Verdict.BUG, "logit gaps moved too far"
     assert of_flips(counted._replace(noise=np.nan), declared) == Verdict.NOISE
-
-
-def test_a_declaration_of_one_name_is_one_declaration() -> None:
-    """Floors are kept under the name: how many tokens are read at once must not change what it stands for."""
-    one, many = (precision({"arith": "f32"}, n, {}, CONFIG) for n in (1, 128))
-    assert one is not None and many is not None and one.name == many.name and one.sums == many.sums
-
-
-def test_an_engine_that_does_not_say_how_it_computes_gets_no_verdict() -> None:
-    for fingerprint in ({"engine": "somebody's"}, {"arith": "fp8"}, {"arith": "f32", "cache": "q4"},
-                        {"arith": ["f32"], "cache": []}):  # fmt: skip
-        assert precision(fingerprint, 8, {}, CONFIG) is None
-    assert of_flips(None, None) == Verdict.SKIPPED and not Verdict.SKIPPED.green and not Verdict.UNCALIBRATED.green
-
-
-@pytest.mark.parametrize(("fingerprint", "n", "name"), [
-    ({"arith": "f32"}, 1, "f32"),
-    ({"arith": "f64"}, 1, "f64"),
-    ({"arith": "f32", "cache": "f32"}, 1, "f32"),
-    ({"arith": "f32", "cache": "bf16"}, 1, "f32 products, bf16 cache"),
-    ({"arith": "ggml"}, 100, "8-bit activations, f16 cache"),
-    (FAST | {"dense": "bfloat16"}, 16, "8-bit activations, f16 cache"),
-    (FAST | {"dense": "bfloat16"}, 17, "bf16 products, f16 cache"),
-    (FAST | {"dense": "float32"}, 17, "f32 products, f16 cache"),
-    (FAST | {"dense": "float32", "cache": "f32"}, 17, "f32 products, f32 cache"),
-])  # fmt: skip
-def test_what_an_arithmetic_declares(fingerprint: dict[str, Any], n: int, name: str) -> None:
-    found = precision(fingerprint, n, {("attn_norm", 0): 256}, CONFIG)
-    assert found is not None and found.name == name
