@@ -67,7 +67,7 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
         shared = np.array([len(set(a) & set(b)) / top
                            for a, b in zip(likeliest(p, top), likeliest(q, top), strict=True)])  # fmt: skip
         shared[(~unnamed).sum(1) < top] = np.nan
-        parts.append(Divergence(kl, true_next, found_next, shared, unnamed.any(1)))
+        parts.append(Divergence(kl, true_next, found_next, shared, np.asarray(unnamed.any(1))))
     return Divergence(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

@@ -21,6 +21,7 @@ from assay.commands.comparison import (
     PathThrough,
     Prompt,
     Runs,
+    as_counts,
     as_typed,
     comparing,
     demand_all_free,
@@ -30,6 +31,7 @@ from assay.commands.comparison import (
     flips_line,
     flips_of,
     in_doubt,
+    logits_line,
     other_samples_reported,
     say_verdict,
     write_junit,
@@ -133,7 +135,7 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
         "model": options.model_of(judged.file) | {"sha256": judged.file.sha256},
         "engines": {name: getattr(judged, name).fingerprint() for name in ("truth", "oracle", "candidate")},
         "path": path,
-        "flips": counted._asdict() if counted else None,
+        "flips": as_counts(counted) if counted else None,
     }
     if found is not None:
         said |= {
@@ -209,6 +211,7 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
     if counted:
         tables.line(flips_line(counted))
+        tables.line(logits_line(counted))
     say_verdict(verdict, reason(judged, found, counted, verdict))
 
 
