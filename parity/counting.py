@@ -1,7 +1,11 @@
 """Flips counted: are there too many, and are some among them that the floor cannot explain?
 
 If flips are independent and the prediction is right, how many there are has the Poisson-binomial distribution, which is
-computed exactly. DISPERSION
+computed exactly. That flips are independent is an approximation: positions see the same rounded keys, which is why a
+mean KL needs its block bootstrap. But a flip needs a move in one direction, and neighbours' gaps are of other tokens.
+Measured over 12 noisy runs of 768 positions in each of bf16, 8 bits and f32: the variance of the count over that of
+independent flips is 0.93 and 0.74 (18 and 63 flips; none in f32), of moves beyond one standard deviation 0.98 (mean of
+18 counts, 0.3 to 1.6). So nothing is corrected.
 """
 
 from __future__ import annotations

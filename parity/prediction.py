@@ -28,8 +28,8 @@ from assay.parity.limits import MOST_LENT, moderated
 from assay.parity.precision import Precision, Tapped, each_run
 
 RIVALS = 8
-"""Tokens after the first that may take its place. What the ninth and later could add is below what is left out of the
-eighth's: measured, RIVALS_MEASURED"""
+"""Tokens after the first that may take its place. Measured on 768 positions of the built-in model, bf16 and 8 bits: 16
+rivals predict 0.3 and 0.5 % more flips than 8, 32 predict 1.1 and 1.2 % more; 8 predict 0.5 % more than one."""
 MOST_COMMON = 0.98
 """Share of the variance that gaps may have in common: the integral's step resolves the rest, 0.14 of its deviation."""
 COMMON_TERM = np.arange(-9, 39, 0.125)
