@@ -18,7 +18,6 @@ import numpy as np
 
 from assay.formats.contract.arguments import checked
 from assay.parity.distance import over
-from assay.parity.divergence import kl_of
 from assay.parity.limits import CHANCE, DEPENDENT, INEXACT, Measure, freedom_of, moderated
 
 TINY = float(np.finfo(float).tiny)
@@ -83,7 +82,7 @@ def moved_logits(exact: np.ndarray, found: np.ndarray, rows: int = 64) -> tuple[
     for at in range(0, len(exact), rows):
         t, x = (centred(np.asarray(a[at : at + rows], np.float64)) for a in (exact, found))
         d, size = x - t, np.square(t).sum(1)
-        parts.append((over(np.square(d).sum(1), size), kl_between(t, x), over((d * t).sum(1), size)))
+        parts.append((over(np.square(d).sum(1), size), kl_between(t, d), over((d * t).sum(1), size)))
         row += d.sum(0)
         square += np.square(d).sum(0)
     error, kl, gain = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -95,11 +94,17 @@ def centred(logits: np.ndarray) -> np.ndarray:
     return logits - logits.mean(1, keepdims=True)
 
 
-def kl_between(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL of logits [n, n_vocab] that are all named, nats [n]."""
-    from scipy.special import log_softmax
+def kl_between(exact: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """KL of true logits and those that are ``d`` more, all [n, n_vocab], nats [n].
 
-    return kl_of(log_softmax(exact, axis=1), log_softmax(found, axis=1))
+    With p the truth and d less its mean under p, KL = log Σ p e^d = log(1 + Σ p (e^d - 1 - d)): no term is below 0.
+    """
+    from scipy.special import softmax
+
+    p = softmax(exact, axis=1)
+    d = d - (p * d).sum(1, keepdims=True)
+    with np.errstate(over="ignore"):  # a candidate that rules the true token out: infinite
+        return np.log1p((p * (np.expm1(d) - d)).sum(1))
 
 
 def terms_of_kl(exact: np.ndarray, rows: int = 64) -> np.ndarray:
