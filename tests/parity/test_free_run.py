@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from assay.formats.system.progress import quiet
+from assay.judging.engines_under_test import UnderTest
+from assay.judging.judge import judge_free_run
 from assay.parity.free_run import Written, free_run
 from assay.parity.precision import Precision
 from assay.parity.prediction import Prediction
@@ -99,3 +102,15 @@ def test_the_text_is_that_of_its_tokens(text: str | None, wrong: tuple[str, ...]
     found = free_run(lambda ids, n: Written(ANSWER, [], text), [1, 3], ANSWER, predicted(), ends={2},
                      decode=lambda ids: "".join(letters[token] for token in ids))  # fmt: skip
     assert found.wrong == wrong and (of_flips(found, Precision("f32", {})) == Verdict.BUG) == bool(wrong)
+
+
+def test_the_judge_gives_a_candidate_room_to_go_on(judged: UnderTest) -> None:
+    """A text after which the truth ends at once."""
+    text = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"
+    ids = judged.sample(text, None, False)
+    (end,) = judged.baseline.answer(ids, 8)
+    assert end in judged.file.vocabulary.end_ids
+    found = judge_free_run(judged, ids, 8, 2, quiet, lambda ids, n: ([end, 198, 198][:n], []))
+    assert found is not None and found.observed == 0 and found.wrong == ("writes on after an end token",)
+    shown = judge_free_run(judged, ids, 8, 2, quiet, lambda ids, n: ([end], [], "<|endoftext|>"))
+    assert shown is not None and len(shown.wrong) == 1 and "its tokens say ''" in shown.wrong[0]
