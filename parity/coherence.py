@@ -11,7 +11,7 @@ each position in units of its own size, is projected on patterns in which a faul
     position_mean    each position, over the channels     an offset
 
 A noisy run gives each projection a value; several give it a standard deviation (few runs: neighbours lend degrees of
-freedom, ``prediction.moderated``), and Student's distribution says how large another draw may be. Of each pattern the
+freedom, ``limits.moderated``), and Student's distribution says how large another draw may be. Of each pattern the
 mean square is tested, too: many channels that are each a little off. So is the ``size`` of the whole error, which many
 elements make certain: 7-bit activations err twice as far as 8-bit ones. Mean squares of two draws have an F
 distribution; its degrees of freedom are not the number of elements, since all channels see one input: they follow from
@@ -25,16 +25,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from assay.parity.limits import ERROR_RATE, INEXACT, freedom_of, moderated
 from assay.parity.precision import Key
-from assay.parity.prediction import moderated
 
 PATTERNS = ("gain", "channel_gain", "channel_mean", "position_gain", "position_mean")
-FALSE_ALARM = 1e-4
-"""Probability that a right engine is called wrong by any of these tests in one comparison: divided among all of them.
-(Bonferroni; the tests depend on one another, so the true figure is smaller.)"""
-MODEL, MODEL_OF_SIZE = 1.5, 1.25
-"""How many times larger than the noise's a right engine's errors may be: the noise is a model of its rounding. Measured
-on right engines: 0.5 to 1.6 in the patterns, 0.9 to 1.1 in size (``docs/parity.md``)."""
+INEXACT_SIZE = 1.25
+"""``limits.INEXACT`` for the size of an error, which noise hits better than its direction: right engines' were 0.89 to
+1.08 times as large as the noise's (their projections 0.5 to 1.6 times: ``docs/parity.md``)."""
 LAST_BITS = 2.0**-20
 """Of a position's size: what a right f32 function (exp, a square root, a table of angles) may be off in one direction.
 Sixteen units in the last place; anything of that size is seen by the magnitudes."""
@@ -124,7 +121,7 @@ def spreads(runs: Sequence[Mapping[Key, Projections]]) -> dict[Key, Spread]:
     variances = {key: {p: np.mean([np.square(getattr(run[key], p)) for run in runs], axis=0) for p in PATTERNS}
                  for key in keys}  # fmt: skip
     n_tests = sum(1 + sum(len(v) + 1 for v in variances[key].values()) for key in keys)
-    p_value = FALSE_ALARM / n_tests
+    p_value = ERROR_RATE / n_tests  # Bonferroni: the tests depend on one another, so fewer alarms are false
     # How many times larger a variance is than that of independent errors is what neighbours have in common: channels of
     # a stage, and positions. A stage has one gain only, so there it is the stages that lend.
     alone = {key: {p: np.mean([run[key].independent[p] for run in runs], axis=0) for p in PATTERNS} for key in keys}
@@ -136,7 +133,7 @@ def spreads(runs: Sequence[Mapping[Key, Projections]]) -> dict[Key, Spread]:
         estimated = {"gain": (np.array([gain]), gain_freedom)} | {
             p: moderated(excess[key][p], n_runs) for p in PATTERNS[1:]}  # fmt: skip
         sigma[key] = {p: s * np.sqrt(alone[key][p]) for p, (s, _) in estimated.items()}
-        peak[key] = {p: MODEL * student_limit(freedom, p_value) for p, (_, freedom) in estimated.items()}
+        peak[key] = {p: INEXACT * student_limit(freedom, p_value) for p, (_, freedom) in estimated.items()}
     total = totals(runs, sizes, sigma, p_value)
     return {key: Spread(sizes[key], sigma[key], peak[key], total[key[0]]) for key in keys}
 
@@ -151,9 +148,9 @@ def totals(runs: Sequence[Mapping[Key, Projections]], sizes: Mapping[Key, float]
         for pattern in ("size", *PATTERNS[1:]):
             squares = np.array([[_mean_square(run[key], pattern, sizes[key], sigma[key]) for run in runs]
                                 for key in layers])  # fmt: skip
-            freedom = freedom_of(squares)
-            model = MODEL_OF_SIZE if pattern == "size" else MODEL
-            limits[stage][pattern] = model * f_limit(freedom, freedom * len(runs), p_value) ** 0.5
+            freedom = freedom_of_squares(squares)
+            inexact = INEXACT_SIZE if pattern == "size" else INEXACT
+            limits[stage][pattern] = inexact * f_limit(freedom, freedom * len(runs), p_value) ** 0.5
     return limits
 
 
@@ -163,17 +160,12 @@ def _mean_square(found: Projections, pattern: str, size: float, sigma: Mapping[s
     return float(np.square(getattr(found, pattern) / (sigma[pattern] + LAST_BITS)).mean())
 
 
-def freedom_of(squares: np.ndarray) -> float:
+def freedom_of_squares(squares: np.ndarray) -> float:
     """Degrees of freedom of mean squares [n_stages, n_runs] that scatter like this from run to run, 1 to 1000."""
-    from scipy.special import polygamma
-
-    scatter = float(np.log(np.maximum(squares, 1e-300)).var(axis=1, ddof=1).mean()) if squares.shape[1] > 1 else np.inf
-    if not scatter < polygamma(1, 0.5):
+    if squares.shape[1] < 2:
         return 1.0
-    half = 0.5 + 1 / scatter if scatter > 0 else 500.0
-    for _ in range(20):  # Newton, for trigamma(half) = scatter; its slope is that of the tetragamma function
-        half = min(500.0, max(0.5, half + float((scatter - polygamma(1, half)) / polygamma(2, half))))
-    return 2 * half
+    scatter = np.log(np.maximum(squares, 1e-300)).var(axis=1, ddof=1).mean()
+    return float(np.clip(freedom_of(float(scatter)), 1, 1000))
 
 
 def student_limit(freedom: float, p_value: float) -> float:

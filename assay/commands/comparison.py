@@ -20,10 +20,11 @@ from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
 from assay.judging.report import exit_code as exit_code
 from assay.parity.flips import Account
+from assay.parity.free_run import FreeRun
 from assay.parity.junit import Case, Outcome, junit
 from assay.parity.sample import OTHER_SAMPLE
 from assay.parity.stages import MAX_TOKENS
-from assay.parity.verdict import Verdict
+from assay.parity.verdict import Verdict, faults_of
 from assay.progress import bar
 
 Prompt = Annotated[str | None, typer.Argument(help="The text that both engines read; - reads standard input.")]
@@ -97,6 +98,27 @@ def flips_line(counted: Account) -> str:
             f"top-1 {counted.top1:.2%}")  # fmt: skip
 
 
+def logits_line(counted: Account) -> str:
+    """All the logits in one line, with what would be a fault; of an engine that names only some, that."""
+    found = {measure.name: measure for measure in counted.measures}
+    if "row" not in found:
+        return "not every token is named: rows and gains of all logits are not judged"
+    error, gain, row = found["error"], found["gain"], found["row"]
+    return (f"all logits: error {error.value:.2g} times the predicted noise ({error.limit:.2g} allowed), gain off by "
+            f"{gain.value:+.1e} ({gain.limit:.1e}), worst row of the vocabulary by {row.value:+.1e} ({row.limit:.1e})")
+
+
+def as_measures(counted: Account | FreeRun) -> dict[str, dict[str, float | int | bool | None]]:
+    """What ``--json`` says of each measure, by its name."""
+    return {one.name: {"value": one.value, "limit": one.limit, "at": one.at, "beyond": one.beyond}
+            for one in counted.measures}  # fmt: skip
+
+
+def as_counts(counted: Account) -> dict[str, Any]:
+    """What ``--json`` says of flips."""
+    return counted._asdict() | {"measures": as_measures(counted)}
+
+
 def kl_of(counted: Account) -> str:
     """The mean KL and its standard error. Of an engine that names only some tokens it is known from below only."""
     if counted.kl_is_bound and counted.kl_mean == 0:
@@ -164,4 +186,4 @@ def flips_of(counted: Account | None) -> str:
     if counted is None:
         return ""
     at = f"; unexplained at positions {', '.join(map(str, counted.unexplained))}" if counted.unexplained else ""
-    return flips_line(counted) + at
+    return "; ".join([flips_line(counted) + at, *faults_of(counted)])

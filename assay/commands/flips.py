@@ -20,6 +20,8 @@ from assay.commands.comparison import (
     PathThrough,
     Prompt,
     Runs,
+    as_counts,
+    as_measures,
     caveat,
     comparing,
     demand_all_free,
@@ -29,6 +31,7 @@ from assay.commands.comparison import (
     flips_line,
     flips_of,
     in_doubt,
+    logits_line,
     other_samples_reported,
     say_verdict,
     write_junit,
@@ -36,10 +39,10 @@ from assay.commands.comparison import (
 from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.judging.judge import judge_flips, judge_free_run
 from assay.parity.divergence import TOP, statistics
-from assay.parity.flips import EXPLAINED, Account, Positions, account
+from assay.parity.flips import IN_DOUBT, Account, Positions, account
 from assay.parity.free_run import FreeRun
 from assay.parity.junit import token_case
-from assay.parity.verdict import Verdict, faults_of, of_flips
+from assay.parity.verdict import Verdict, faults_of, of_flips, remarks_of
 from assay.peers.endpoint import is_address
 
 SHOWN = 20
@@ -73,7 +76,8 @@ def command(
     http://127.0.0.1:8000/v1 (its key: environment variable ASSAY_API_KEY, sent over https or to this machine only), of
     which --arith declares ggml or f32: what cannot be seen from outside. With --free the candidate's own generation
     after the prompt is compared with what the truth writes, too; after each difference it goes on from the truth's
-    text. Exit code 0: every flip was predicted, and there are as many as expected; 8: not so; 10: no noise floor, or a
+    text. All logits and every row of the vocabulary are held against the same noisy runs. Exit code 0: the floor
+    explains flips and logits; 8: not so; 10: no noise floor, or a
     chat that the file leaves in doubt.
     """
     demand_all_free(junit, force=force)
@@ -89,7 +93,8 @@ def command(
         show_uncalibrated(DECLARE if is_address(engine) else "", as_json)
         raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
     counted = account(positions)
-    verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))
+    declared = judged.declared(1 if path == "decode" else len(sample))
+    verdict = of_flips(counted, declared)
     cases = [token_case(verdict, flips_of(counted))]
     if written is not None:
         of_writing = of_flips(written, judged.declared(1))
@@ -99,6 +104,7 @@ def command(
     verdict = in_doubt(verdict, judged, chat or messages is not None)
     write_junit(junit, cases, judged, verdict, force=force)
     said = facts(judged, sample, positions, counted, written, verdict)
+    said["remarks"] = remarks_of(counted, declared) if declared else []
     if as_json:
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
@@ -118,7 +124,7 @@ def facts(judged: UnderTest, ids: list[int], positions: Positions, counted: Acco
           verdict: Verdict) -> dict[str, Any]:  # fmt: skip
     """The ``--json`` object."""
     return {"verdict": verdict, "warnings": judged.file.warnings, "candidate": judged.candidate.fingerprint(),
-            **counted._asdict(),
+            **as_counts(counted),
             "statistics": statistics(positions.divergence),
             "free_run": as_facts(judged, written) if written else None,
             "positions_in_doubt": close_calls(judged, ids, positions),
@@ -129,11 +135,14 @@ def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: Fre
     """What ``--json`` says, for people: the tokens in doubt, the counts, and the verdict with its reasons."""
     show_doubtful(said["positions_in_doubt"])
     tables.line(flips_line(counted))
+    tables.line(logits_line(counted))
     show_statistics(said["statistics"], counted.kl_is_bound)
     faults = faults_of(counted)
     if written:
         show_writing(said["free_run"])
         faults += [f"{fault} when writing by itself" for fault in faults_of(written)]
+    for remark in said["remarks"]:
+        tables.line(remark)
     if taken_on_trust := caveat(said["candidate"]):
         tables.line(taken_on_trust)
     doubt = doubts_of(judged) if said["verdict"] == Verdict.DOUBTFUL else ""
@@ -141,15 +150,16 @@ def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: Fre
 
 
 def close_calls(judged: UnderTest, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
-    """The positions that flipped, or that the floor could have flipped, most probable first."""
-    doubtful = np.flatnonzero(positions.flipped | (positions.probability >= EXPLAINED))
+    """The positions that flipped, least probable first, and then those that the floor could have flipped."""
+    doubtful = np.flatnonzero(positions.flipped | (positions.probability >= IN_DOUBT))
     decode = judged.truth.tokenizer.decode
     return [
         {"position": int(i), "after": decode(ids[max(0, i - 7) : i + 1]), "token": decode([int(positions.top[i])]),
          "margin": float(positions.margin[i]), "sigma": float(positions.sigma[i]),
          "probability": float(positions.probability[i]), "flipped": bool(positions.flipped[i]),
          "moved": float(positions.moved[i])}
-        for i in sorted(doubtful, key=lambda i: (not positions.flipped[i], -positions.probability[i]))
+        for i in sorted(doubtful, key=lambda i: (not positions.flipped[i],
+                                                 positions.probability[i] * (1 if positions.flipped[i] else -1)))
     ]  # fmt: skip
 
 
@@ -182,7 +192,7 @@ def as_facts(judged: UnderTest, written: FreeRun) -> dict[str, Any]:
     return {
         "tokens": len(written.answer), "answer": decode(written.answer), "expected": written.expected,
         "observed": written.observed, "p_value": written.p_value, "noise": written.noise,
-        "unexplained": len(written.unexplained),
+        "unexplained": len(written.unexplained), "measures": as_measures(written), "wrong": list(written.wrong),
         "splits": [{**split._asdict(), "after": decode(written.answer[max(0, split.at - 6) : split.at]),
                     "true": decode([split.true]), "found": None if split.found is None else decode([split.found])}
                    for split in written.splits],

@@ -22,6 +22,7 @@ from assay.commands.comparison import (
     PathThrough,
     Prompt,
     Runs,
+    as_counts,
     as_typed,
     comparing,
     demand_all_free,
@@ -31,6 +32,7 @@ from assay.commands.comparison import (
     flips_line,
     flips_of,
     in_doubt,
+    logits_line,
     other_samples_reported,
     say_verdict,
     write_junit,
@@ -135,7 +137,7 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
         "model": options.model_of(judged.file) | {"sha256": judged.file.sha256},
         "engines": {name: getattr(judged, name).fingerprint() for name in ("truth", "oracle", "candidate")},
         "path": path,
-        "flips": counted._asdict() if counted else None,
+        "flips": as_counts(counted) if counted else None,
     }
     if found is not None:
         said |= {
@@ -212,6 +214,7 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     tables.line(unseen(found))
     if counted:
         tables.line(flips_line(counted))
+        tables.line(logits_line(counted))
     say_verdict(verdict, reason(judged, found, counted, verdict))
 
 

@@ -70,7 +70,7 @@ class Baseline:
         key, exact = self._key("flips", ids, declared, runs, seed), self.exact(ids)
         return self._once(ids, ("flips", declared.key, runs, seed), lambda: predict(
             exact, self.oracle, ids, declared, runs=runs, seed=seed,
-            kept=lambda compute: kept(key, (len(ids), None), compute)))  # fmt: skip
+            kept=lambda compute, size: kept(key, (size,), compute)))  # fmt: skip
 
     def answer(self, ids: Sequence[int], n: int) -> list[int]:
         """What the truth writes after ``ids``, greedily: ``n`` tokens, or up to an end token."""

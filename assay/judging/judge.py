@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from assay.parity.bisect import Finding, bisect
 from assay.parity.bounds import beyond_f32, unmeasured
 from assay.parity.distance import distance
 from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor, over_floor
-from assay.parity.free_run import FreeRun, Generate, free_run
+from assay.parity.free_run import FreeRun, Generate, Written, free_run
 from assay.parity.precision import Key, Precision, sums_of
 from assay.parity.verdict import Verdict, of_stages
 from assay.parity.visible import Visible, visible
@@ -174,7 +175,11 @@ def judge_free_run(under_test: UnderTest, ids: Sequence[int], n: int, runs: int,
     answer = under_test.baseline.answer(ids, n)
     predicted = under_test.baseline.prediction([*ids, *answer[:-1]], declared, runs).of(slice(len(ids) - 1, None))
     progress(1, 2, "the candidate's")
-    return free_run(write or generation(under_test.candidate), ids, answer, predicted)
+    ends = under_test.file.vocabulary.end_ids
+    room = len(ids) + len(answer) < under_test.file.config.context_length  # to write on where the truth ended
+    return free_run(write or generation(under_test.candidate), ids, answer, predicted, ends=ends,
+                    past=int(room and bool(answer) and answer[-1] in ends),
+                    decode=under_test.truth.tokenizer.decode)  # fmt: skip
 
 
 def generation(engine: Engine) -> Generate:
@@ -184,6 +189,6 @@ def generation(engine: Engine) -> Generate:
     return lambda ids, n: written(engines.generate(engine, ids, max_tokens=n))
 
 
-def written(one: Generation) -> tuple[list[int], list[float]]:
-    """What the judge wants to know of a generation: its tokens and their margins."""
-    return one.ids, one.margins
+def written(one: Generation) -> tuple[Any, ...]:
+    """What the judge wants to know of a generation."""
+    return Written(one.ids, one.margins, one.text)

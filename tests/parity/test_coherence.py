@@ -16,7 +16,7 @@ from assay.judging.judge import judge_stages
 from assay.parity import stages
 from assay.parity.bisect import Finding, bisect
 from assay.parity.bounds import beyond_f32, unmeasured
-from assay.parity.coherence import PATTERNS, f_limit, freedom_of, projections, student_limit
+from assay.parity.coherence import PATTERNS, f_limit, freedom_of_squares, projections, student_limit
 from assay.parity.floor import MAGNITUDES, TOLERANCE_FACTOR, NoiseFloor, in_floors, packed, unpacked
 from assay.parity.precision import Key, sums_of
 from assay.parity.verdict import Verdict
@@ -126,8 +126,8 @@ def test_limits_are_those_of_their_distributions() -> None:
     rng = np.random.default_rng(5)
     for freedom in (4.0, 20.0, 200.0):
         squares = rng.chisquare(freedom, (4000, 4)) / freedom
-        assert freedom_of(squares) == pytest.approx(freedom, rel=0.1)
-    assert freedom_of(np.ones((3, 4))) == 1000 and freedom_of(np.array([[1.0]])) == 1
+        assert freedom_of_squares(squares) == pytest.approx(freedom, rel=0.1)
+    assert freedom_of_squares(np.ones((3, 4))) == 1000 and freedom_of_squares(np.array([[1.0]])) == 1
 
 
 def test_a_floor_comes_back_as_it_was_packed(eight_bits: Case) -> None:

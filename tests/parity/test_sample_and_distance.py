@@ -19,6 +19,7 @@ from assay.parity.bisect import Finding
 from assay.parity.distance import distance
 from assay.parity.flips import Account
 from assay.parity.floor import MAGNITUDES, Floor, NoiseFloor, over_floor
+from assay.parity.limits import Measure
 from assay.parity.precision import Precision, as_weights, floats, in_blocks, precision, shaken
 from assay.parity.sample import Sample, check_same, check_shapes
 from assay.parity.verdict import Verdict, of_flips, of_stages
@@ -228,5 +229,8 @@ def test_verdicts_that_no_engine_here_earns() -> None:
     assert of_flips(counted, declared) == Verdict.BUG, "too many flips, each of them explained"
     assert of_flips(counted._replace(observed=2), declared) == Verdict.NOISE, "fewer than expected is not a fault"
     counted = counted._replace(observed=20, p_value=1.0)
-    assert of_flips(counted._replace(noise=4.1), declared) == Verdict.BUG, "logit gaps moved too far"
-    assert of_flips(counted._replace(noise=np.nan), declared) == Verdict.NOISE
+    for value, limit, verdict in ((4.1, 4.0, Verdict.BUG), (-4.1, 4.0, Verdict.BUG), (3.9, 4.0, Verdict.NOISE),
+                                  (np.nan, 4.0, Verdict.BUG), (1.0, np.inf, Verdict.BUG), (1.0, np.nan, Verdict.BUG)):
+        measures = (Measure("logit gaps", value, limit),)
+        assert of_flips(counted._replace(measures=measures), declared) == verdict, (value, limit)
+
