@@ -4,7 +4,8 @@
     NOISE              differences, none beyond the floor of f32 rounding
     DRIFT              differences that a declared, coarser rounding explains; its name is given
     BUG                a stage computes something that no declared rounding explains; its site is given
-    REFERENCE-SUSPECT  the oracle is further from the truth than the candidate is, beyond the floor
+    REFERENCE-SUSPECT  the f32 oracle is beyond the floor of its own noise; or, which the face finds out, a second
+                       reader of the file or an outside witness contradicts what the comparison rests on
     UNCALIBRATED       there is no floor, so no number means anything
     DOUBTFUL           nothing is wrong but the sample: the file does not let both sides read what the model was
                        trained with
