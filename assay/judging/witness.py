@@ -28,12 +28,14 @@ from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.judging.judge import judge_flips
 from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import Account, Positions, account, noise_ratio
-from assay.parity.verdict import SIGNIFICANT, faults_of
+from assay.parity.verdict import faults_of
 from assay.peers import PEERS, running
 from assay.peers.judged import ExternalEngine
 
 WITNESSES: Mapping[str, str] = {"llama.cpp": "gguf"}
 """By name: the format that it reads by itself. (Converted for it, a file would have been read by our reader again.)"""
+BY_CHANCE = 1e-3
+"""A floor is called too wide by chance for one right witness of a thousand."""
 
 
 class Evidence(NamedTuple):
@@ -93,12 +95,12 @@ def too_wide(counted: Account) -> list[str]:
     """What is wrong with a floor of which a real engine of that arithmetic uses next to nothing.
 
     The same factor as in the other direction. Of n moves, each of its predicted size, the mean square is as small as
-    that with the probability of a chi-square; where n is so small that this is not SIGNIFICANT, nothing is said.
+    that with the probability of a chi-square; where n is so small that this is above BY_CHANCE, nothing is said.
     """
     from scipy.special import chdtr
 
     n, used = counted.positions, counted.noise
-    if not used < 1 / TOLERANCE_FACTOR or chdtr(n, n * used**2) >= SIGNIFICANT:
+    if not used < 1 / TOLERANCE_FACTOR or chdtr(n, n * used**2) >= BY_CHANCE:
         return []
     return [f"it moved the logit gaps only {used:.2g} times the predicted noise, so the floor is too wide"]
 

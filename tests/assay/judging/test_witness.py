@@ -10,6 +10,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from assay.formats.system.progress import quiet
 from assay.goldens import BUILTIN
 from assay.judging import witness
 from assay.judging.engines_under_test import engines_under_test
-from assay.judging.judge import judge_flips
+from assay.judging.judge import judge_flips, judge_stages
 from assay.judging.witness import Evidence, hear
 from assay.parity.flips import Account
 from assay.parity.verdict import Verdict
@@ -199,8 +200,9 @@ def test_a_witness_takes_the_place_of_any_verdict(monkeypatch: pytest.MonkeyPatc
 
 def test_the_oracles_own_noise_is_named_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The f32 oracle held against noisy runs of itself; no reader and no witness said anything."""
-    monkeypatch.setattr("assay.judging.judge.of_stages", lambda *_, **__: Verdict.REFERENCE_SUSPECT)
     for command in ("parity", "bisect"):
+        monkeypatch.setattr(f"assay.commands.{command}.judge_stages", lambda *given: replace(
+            found, verdict=Verdict.REFERENCE_SUSPECT) if (found := judge_stages(*given)) else None)  # fmt: skip
         found = assay(command, BRIEF, *CANDIDATE)
         assert found.code == DIFFERENT
         assert "REFERENCE-SUSPECT: the f32 oracle is beyond the floor of its own noise" in found.out
