@@ -2,12 +2,12 @@
 against it.
 
 The truth is our oracle's, and so is the floor; an equation that is wrong in the oracle is wrong in both, and every gate
-is green for a candidate with the same mistake. llama.cpp has its own reader, equations and kernels. It stands before
-the judge as any engine does, its declared arithmetic being ggml's, and is believed in three ways:
+is green for a candidate with the same mistake. llama.cpp and transformers have their own readers, equations and
+kernels. A witness stands before the judge as any engine does, with an arithmetic of its own (8-bit activations, f32):
 
     it is beyond its floor                 the truth is not what this file says, or the witness is wrong
     it is far *inside* its floor           the floor is too wide to see anything: the noisy oracle is off
-    otherwise                              the truth is what the witness computes, as far as 8 bits can tell
+    otherwise                              the truth is what the witness computes, as far as its arithmetic can tell
 
 The first two accuse the oracle (``REFERENCE-SUSPECT``), whatever was found of the candidate: it is not known who is
 right. With whom the candidate agrees is said, since that is where to look.
@@ -32,8 +32,8 @@ from assay.parity.verdict import faults_of
 from assay.peers import PEERS, running
 from assay.peers.judged import ExternalEngine
 
-WITNESSES: Mapping[str, str] = {"llama.cpp": "gguf"}
-"""By name: the format that it reads by itself. (Converted for it, a file would have been read by our reader again.)"""
+WITNESSES: Mapping[str, tuple[str, ...]] = {"llama.cpp": ("gguf",), "transformers": ("gguf", "hf")}
+"""By name: the formats that it reads by itself. (Converted for it, a file would have been read by our reader again.)"""
 BY_CHANCE = 1e-3
 """A floor is called too wide by chance for one right witness of a thousand."""
 
@@ -76,8 +76,9 @@ def hear(under_test: UnderTest, witness: str, ids: Sequence[int], runs: int, pro
     assert seen is not None  # a peer declares its arithmetic
     counted = account(seen)
     beyond = faults_of(counted)
+    wide = too_wide(counted) if PEERS[witness].arith == "ggml" else []  # f32's floor is a bound: nobody uses all of it
     agrees = agreement(candidate, seen) if candidate is not None and beyond else ""
-    return Evidence(witness, f"{package} {version(package)}", counted, (*beyond, *too_wide(counted)), agrees)
+    return Evidence(witness, f"{package} {version(package)}", counted, (*beyond, *wide), agrees)
 
 
 def demand(under_test: UnderTest, witness: str) -> None:
@@ -85,9 +86,8 @@ def demand(under_test: UnderTest, witness: str) -> None:
     if witness not in WITNESSES:
         raise InputError(f"there is no witness {witness!r}", where="--witness",
                          remedy=f"Choose one of {', '.join(WITNESSES)}")  # fmt: skip
-    wanted = WITNESSES[witness]
-    if under_test.file.format != wanted:
-        raise InputError(f"{witness} reads {wanted.upper()} files only, and must read the file by itself",
+    if under_test.file.format not in WITNESSES[witness]:
+        raise InputError(f"{witness} must read the file by itself, and cannot read {under_test.file.format.upper()}",
                          where="--witness", remedy="Ask it about the GGUF file of the same model")  # fmt: skip
 
 

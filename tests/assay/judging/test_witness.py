@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 from assay import reference
 from assay.formats import InputError, open_model
 from assay.formats.errors import DIFFERENT
-from assay.formats.qwen2 import from_apr, from_gguf
+from assay.formats.qwen2 import from_apr, from_gguf, from_hf
 from assay.formats.system.progress import quiet
 from assay.goldens import BUILTIN
 from assay.judging import witness
@@ -101,8 +101,9 @@ def misread(field: str, factor: float) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         right = from_gguf._floating
         patch.setattr(from_gguf, "_floating", lambda *given: right(*given) * (factor if given[-1] == field else 1))
-        patch.setattr(from_apr, "Config", lambda make=from_apr.Config, **values: make(
-            **{**values, field: factor * values[field]}))  # fmt: skip
+        for module in (from_apr, from_hf):
+            patch.setattr(module, "Config", lambda make=module.Config, **values: make(
+                **{**values, field: factor * values[field]}))  # fmt: skip
 
     return plant
 
@@ -156,10 +157,10 @@ def test_a_floor_is_too_wide_only_where_enough_was_seen() -> None:
 
 def test_what_cannot_be_asked_of_a_witness() -> None:
     judged = engines_under_test(open_model(BUILTIN.with_suffix(".apr")), "reference", "f32")
-    with pytest.raises(InputError, match="reads GGUF files only"):
+    with pytest.raises(InputError, match="cannot read APR"):
         witness.demand(judged, "llama.cpp")
     with pytest.raises(InputError, match="there is no witness"):
-        witness.demand(judged, "transformers")
+        witness.demand(judged, "vllm")
     for command in ("parity", "flips"):
         assert assay(command, BRIEF, *CANDIDATE, "--witness", "nobody").is_refusal(2)
 
@@ -206,6 +207,28 @@ def test_the_oracles_own_noise_is_named_for_what_it_is(monkeypatch: pytest.Monke
         found = assay(command, BRIEF, *CANDIDATE)
         assert found.code == DIFFERENT
         assert "REFERENCE-SUSPECT: the f32 oracle is beyond the floor of its own noise" in found.out
+
+
+IN_F32: dict[str, Plant] = {
+    "eps misread": misread("rms_norm_eps", 100), "theta misread": misread("rope_theta", 1.001),
+    "rope": wrong_halves, "no mask": no_mask,
+}  # fmt: skip
+
+
+@pytest.mark.torch
+def test_transformers_itself(tmp_path: Path) -> None:
+    """In f32 a thousandth of theta is seen, of a GGUF file and of a folder that it reads by itself."""
+    pytest.importorskip("torch")
+    folder = tmp_path / "hf"
+    assert assay("convert", "builtin", str(folder), "--as", "F32").code == 0
+    for path in (BUILTIN, folder):
+        for fault in (None, *IN_F32):
+            with pytest.MonkeyPatch.context() as patch:
+                if fault is not None:
+                    IN_F32[fault](patch)
+                judged = engines_under_test(open_model(path), "reference", "f32")
+                found = hear(judged, "transformers", judged.sample(TEXT, None, False), 4, quiet)
+            assert bool(found.faults) == (fault is not None), (path, fault, found.says)
 
 
 @pytest.mark.slow
