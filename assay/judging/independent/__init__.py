@@ -2,7 +2,8 @@
 
     GGUF                  the ``gguf`` package
     APR                   ``apr_by_spec.py``, written from the format's description
-    Hugging Face folder   its JSON as it stands, and the ``tokenizers`` library
+    Hugging Face folder   its JSON as it stands, and the ``tokenizers`` library; with ``values`` also transformers, if
+                          that is installed
 
 Everything else in this project rests on one reading of the file: truth, oracle and candidate are given the same config,
 vocabulary, template and tensors (``formats/model_file.py``). A rope_theta misread there is wrong on every side, and no
@@ -19,8 +20,8 @@ from typing import NamedTuple
 from assay.formats import AssayError, ModelFile
 from assay.formats.contract.arguments import checked
 from assay.formats.system.progress import Progress, quiet
-from assay.judging.independent import apr_by_spec, gguf_package, hf_by_json
-from assay.judging.independent.compare import Difference, differences, different_values
+from assay.judging.independent import apr_by_spec, gguf_package, hf_by_json, hf_by_transformers
+from assay.judging.independent.compare import Difference, differences, different_facts, different_values, facts_of
 from assay.judging.independent.kept import keep, known
 from assay.judging.independent.reading import Reading, Unread
 
@@ -66,6 +67,10 @@ def check(file: ModelFile, *, values: bool = False, progress: Progress = quiet) 
     reader, read = READERS[file.format]
     try:
         theirs, found = read(file)
+        if values and file.format == "hf" and hf_by_transformers.installed():
+            third = hf_by_transformers.read(file.path)
+            found += different_facts(facts_of(file), third.facts)
+            theirs = theirs._replace(reader=f"{theirs.reader}, {third.reader}")
     except Unread as reason:
         return SecondReading(reader, failed=str(reason))
     except AssayError:  # ours could not read on: the file has changed, or holds NaN

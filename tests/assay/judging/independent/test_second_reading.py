@@ -35,6 +35,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFile]:
     }
 
 
+@pytest.fixture(autouse=True)
+def no_transformers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds to import, where it is installed; one test asks it."""
+    if "torch" not in request.keywords:
+        monkeypatch.setattr(independent.hf_by_transformers, "installed", lambda: False)
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_right_files_are_quiet(files: dict[str, ModelFile], container: str) -> None:
     found = check(files[container], values=True)
@@ -73,7 +80,7 @@ ODD: dict[str, Callable[[Path], Path]] = {
     "three shards": lambda p: hf_builder.build(p / "hf", SHAPE, shards=3),
     "rope parameters": lambda p: hf_builder.build(p / "hf", config={
         "rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "head_dim": ...,
-        "num_key_value_heads": ...}, shape=Shape(n_kv_heads=2)),
+        "num_key_value_heads": None}, shape=Shape(n_kv_heads=2)),
 }  # fmt: skip
 
 
@@ -187,6 +194,16 @@ def test_the_package_is_not_asked_for_what_would_cost_gigabytes(
     monkeypatch.setattr(gguf_package, "MOST_ITEMS", 100)
     found = check(files["gguf"])
     assert "544 elements" in found.failed and "was not read a second time" in found.says
+
+
+@pytest.mark.torch
+def test_transformers_is_asked_about_a_folder(files: dict[str, ModelFile], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    for file in (files["hf"], open_model(ODD["rope parameters"](tmp_path))):
+        found = check(file, values=True)
+        assert (found.differences, found.failed) == ((), "") and "transformers" in found.reader, found.says
+    found = check(config(rope_theta=lambda x: 100 * x)(files["hf"]), values=True)
+    assert [one.theirs for one in found.differences] == ["500000", "500000"]
 
 
 def test_whatever_a_second_reader_raises_is_a_reason(
