@@ -83,7 +83,8 @@ def special(role: str, ids: dict[str, int], tokenizer: dict[str, Any], *numbered
     token = token.get("content") if isinstance(token, dict) else token
     if token in ids:
         return ids[token]
-    return next((as_list(one[f"{role}_token_id"])[0] for one in numbered if as_list(one.get(f"{role}_token_id"))), None)
+    stated = (as_list(one.get(f"{role}_token_id"))[:1] for one in numbered)
+    return next((first[0] for first in stated if first and type(first[0]) is int), None)
 
 
 def as_list(value: Any) -> list[Any]:
