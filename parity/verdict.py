@@ -4,7 +4,9 @@
     NOISE              differences, none beyond the floor of f32 rounding
     DRIFT              differences that a declared, coarser rounding explains; its name is given
     BUG                a stage computes something that no declared rounding explains; its site is given
-    REFERENCE-SUSPECT  the oracle is not to be trusted: in f32 it is further from itself in f64 than rounding can be
+    REFERENCE-SUSPECT  in f32 the oracle is further from f64 than f32 can be, or than its own floor allows; or, which
+                       the face finds out, a second reader of the file or an outside witness contradicts what the
+                       comparison rests on
     UNCALIBRATED       there is no floor, so no number means anything
     DOUBTFUL           nothing is wrong but the sample: the file does not let both sides read what the model was
                        trained with

@@ -31,6 +31,7 @@ from assay.commands.comparison import (
     say_verdict,
     write_junit,
 )
+from assay.commands.outside import OWN_NOISE
 from assay.formats import InputError
 from assay.formats.system.atomic_file import replacing
 from assay.judging.engines_under_test import UnderTest
@@ -108,6 +109,8 @@ def show(judged: UnderTest, finding: Finding | None, verdict: Verdict) -> None:
     """The table of wrong stages, and what transplanting the truth there does; or the verdict, if there are none."""
     if finding is None:
         say_verdict(verdict, NO_FLOOR)
+    elif verdict == Verdict.REFERENCE_SUSPECT:
+        say_verdict(verdict, OWN_NOISE)
     elif verdict == Verdict.DOUBTFUL:
         say_verdict(verdict, doubts_of(judged))
     elif not finding.wrong:

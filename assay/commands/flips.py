@@ -36,6 +36,7 @@ from assay.commands.comparison import (
     say_verdict,
     write_junit,
 )
+from assay.commands.outside import Independent, Outside, Witness, asked_outside, demand_witness
 from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.judging.judge import judge_flips, judge_free_run
 from assay.parity.divergence import TOP, statistics
@@ -46,6 +47,9 @@ from assay.parity.verdict import Verdict, faults_of, of_flips, remarks_of
 from assay.peers.endpoint import is_address
 
 SHOWN = 20
+InsecureKey = Annotated[
+    bool, typer.Option("--insecure-key", help="Send an endpoint's key over plain http to another machine, too.")
+]
 
 
 def command(
@@ -62,9 +66,9 @@ def command(
     runs: Runs = 4,
     free: Annotated[int, typer.Option(min=0, max=WINDOW, help="Tokens that the candidate also writes by itself.")] = 0,
     endpoint_model: Annotated[str | None, typer.Option(help="The model to ask an endpoint for; the only one.")] = None,
-    insecure_key: Annotated[
-        bool, typer.Option("--insecure-key", help="Send an endpoint's key over plain http to another machine, too.")
-    ] = False,
+    insecure_key: InsecureKey = False,
+    independent: Independent = False,
+    witness: Witness = None,
     junit: Junit = None,
     force: Force = False,
     as_json: options.Json = False,
@@ -77,8 +81,8 @@ def command(
     which --arith declares ggml or f32: what cannot be seen from outside. With --free the candidate's own generation
     after the prompt is compared with what the truth writes, too; after each difference it goes on from the truth's
     text. All logits and every row of the vocabulary are held against the same noisy runs. Exit code 0: the floor
-    explains flips and logits; 8: not so; 10: no noise floor, or a
-    chat that the file leaves in doubt.
+    explains flips and logits; 8: not so, or a second reader or a witness contradicts the truth; 10: no noise floor, or
+    a chat that the file leaves in doubt.
     """
     demand_all_free(junit, force=force)
     with (other_samples_reported(junit, force=force),
@@ -86,12 +90,13 @@ def command(
                     endpoint_model=endpoint_model,
                     insecure_key=insecure_key) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file], junit)
+        demand_witness(judged, witness)
         positions = judge_flips(judged, sample, path, runs, progress)
         written = judge_free_run(judged, sample, free, runs, progress) if free else None
+        outside = asked_outside(judged, sample, runs, positions, progress, independent, witness)
     if positions is None:
         write_junit(junit, [token_case(Verdict.UNCALIBRATED, "")], judged, Verdict.UNCALIBRATED, force=force)
-        show_uncalibrated(DECLARE if is_address(engine) else "", as_json)
-        raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
+        raise end_uncalibrated(DECLARE if is_address(engine) else "", as_json)
     counted = account(positions)
     declared = judged.declared(1 if path == "decode" else len(sample))
     verdict = of_flips(counted, declared)
@@ -101,23 +106,24 @@ def command(
         cases.append(token_case(of_writing, writing_line(as_facts(judged, written)), "writing by itself"))
         if verdict.green and not of_writing.green:
             verdict = of_writing
-    verdict = in_doubt(verdict, judged, chat or messages is not None)
-    write_junit(junit, cases, judged, verdict, force=force)
-    said = facts(judged, sample, positions, counted, written, verdict)
+    verdict = outside.over(in_doubt(verdict, judged, chat or messages is not None))
+    write_junit(junit, [*cases, *outside.cases()], judged, verdict, force=force)
+    said = facts(judged, sample, positions, counted, written, verdict) | outside.facts()
     said["remarks"] = remarks_of(counted, declared) if declared else []
     if as_json:
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(judged, said, counted, written)
+        show(judged, said, counted, written, outside)
     raise typer.Exit(exit_code(verdict))
 
 
-def show_uncalibrated(remedy: str, as_json: bool) -> None:
-    """That there is no noise floor, and what can be done about it."""
+def end_uncalibrated(remedy: str, as_json: bool) -> typer.Exit:
+    """Say that there is no noise floor, and what can be done about it; the exit to raise."""
     if as_json:
         typer.echo(json.dumps({"verdict": Verdict.UNCALIBRATED}))
     else:
         say_verdict(Verdict.UNCALIBRATED, NO_FLOOR + remedy)
+    return typer.Exit(exit_code(Verdict.UNCALIBRATED))
 
 
 def facts(judged: UnderTest, ids: list[int], positions: Positions, counted: Account, written: FreeRun | None,
@@ -131,7 +137,8 @@ def facts(judged: UnderTest, ids: list[int], positions: Positions, counted: Acco
             "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
 
 
-def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: FreeRun | None) -> None:
+def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: FreeRun | None,
+         outside: Outside) -> None:  # fmt: skip
     """What ``--json`` says, for people: the tokens in doubt, the counts, and the verdict with its reasons."""
     show_doubtful(said["positions_in_doubt"])
     tables.line(flips_line(counted))
@@ -145,6 +152,10 @@ def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: Fre
         tables.line(remark)
     if taken_on_trust := caveat(said["candidate"]):
         tables.line(taken_on_trust)
+    outside.show()
+    if said["verdict"] == Verdict.REFERENCE_SUSPECT:
+        say_verdict(said["verdict"], outside.accusation())
+        return
     doubt = doubts_of(judged) if said["verdict"] == Verdict.DOUBTFUL else ""
     say_verdict(said["verdict"], f": {'; '.join(faults)}" if faults else doubt)
 

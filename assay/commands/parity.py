@@ -38,6 +38,7 @@ from assay.commands.comparison import (
     write_junit,
 )
 from assay.commands.dumped import comparing_dump
+from assay.commands.outside import Independent, Outside, Witness, asked_outside, demand_witness
 from assay.formats.contract.config import STAGES
 from assay.formats.qwen2.doubts import MARKER
 from assay.formats.system.atomic_file import replacing
@@ -50,6 +51,7 @@ from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.junit import Case, stage_cases, token_case
 from assay.parity.over_declaration import declared_more
 from assay.parity.report import Cell, Token, page
+from assay.parity.sample import place
 from assay.parity.verdict import Verdict, faults_of, of_flips
 
 UNNAMED = "dump of weights that it does not name"
@@ -71,6 +73,8 @@ def command(
     dump: Annotated[
         Path | None, typer.Option(help="Judge the stages in this folder ('assay trace', or APRT) instead of an engine.")
     ] = None,
+    independent: Independent = False,
+    witness: Witness = None,
     report: Annotated[Path | None, typer.Option(help="Write a page for a browser; it needs no network.")] = None,
     junit: Junit = None,
     force: Force = False,
@@ -81,8 +85,8 @@ def command(
     Every stage of every layer is fed with the truth, and its local error held against the error that the declared
     arithmetic has anyway (the floor, from noisy runs of the oracle). Then every token: how probable a flip was,
     and whether it came. With --dump no engine is run: the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL,
-    NOISE or DRIFT; 8: BUG or REFERENCE-SUSPECT; 9: the two sides did not read the same; 10: no verdict, as there is no
-    floor, or a chat is judged that the file leaves in doubt.
+    NOISE or DRIFT; 8: BUG, or REFERENCE-SUSPECT (its noise, a second reader or a witness contradicts the oracle); 9:
+    the two sides did not read the same; 10: no floor, or a chat that the file leaves in doubt.
     """
     demand_all_free(report, junit, force=force)
     asked = (prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type)
@@ -90,6 +94,7 @@ def command(
           comparing(*asked, taps=True, default=QUICK) if dump is None else
           comparing_dump(dump, *asked) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file, *(dump.rglob("*") if dump else ())], report, junit)
+        demand_witness(judged, witness)
         if dump is None:
             found = judge_stages(judged, sample, path, runs, progress)
             numbers = found is None or found.untouched is not None
@@ -97,19 +102,21 @@ def command(
             found, numbers = judge_dump(judged, runs, progress), has_logits(judged.candidate)
         # Tokens of logits that are not numbers, or were not dumped: nothing to count.
         positions = judge_flips(judged, sample, path, runs, progress) if numbers else None
+        outside = asked_outside(judged, sample, runs, positions, progress, independent, witness)
     if dump is not None:
         chat = chat or MARKER.search(judged.candidate.sample.text or "") is not None
         path = "dump" if judged.candidate.weights else UNNAMED
     counted = account(positions) if positions is not None else None
-    verdict = in_doubt(overall(found, counted), judged, chat or messages is not None)
+    verdict = outside.over(in_doubt(overall(found, counted), judged, chat or messages is not None))
     if report is not None:
         with replacing(report, force=force) as file:
-            file.write(as_page(judged, sample, found, positions, counted, verdict).encode())
-    write_junit(junit, cases(found, counted), judged, verdict, force=force)
+            file.write(as_page(judged, sample, found, positions, counted, verdict, outside).encode())
+    write_junit(junit, [*cases(found, counted), *outside.cases()], judged, verdict, force=force)
     if as_json:
-        typer.echo(json.dumps(tables.finite(facts(judged, found, counted, verdict, path)), ensure_ascii=False))
+        said = facts(judged, found, counted, verdict, path) | outside.facts()
+        typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(judged, found, counted, verdict, path)
+        show(judged, found, counted, verdict, path, outside)
     raise typer.Exit(exit_code(verdict))
 
 
@@ -155,7 +162,7 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
 
 
 def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, positions: Positions | None,
-            counted: Account | None, verdict: Verdict) -> str:  # fmt: skip
+            counted: Account | None, verdict: Verdict, outside: Outside) -> str:  # fmt: skip
     """The page of ``--report``."""
     decode, fingerprint = judged.truth.tokenizer.decode, judged.candidate.fingerprint()
     tokens = [] if positions is None else [
@@ -173,7 +180,8 @@ def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, pos
         title=f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}",
         verdict=verdict,
         green=verdict.green if decided else None,
-        reason=reason(judged, found, counted, verdict).removeprefix(": ") if found else "no arithmetic is declared",
+        reason=(reason(judged, found, counted, verdict, outside).removeprefix(": ")
+                if found or verdict == Verdict.REFERENCE_SUSPECT else "no arithmetic is declared"),
         command=as_typed(),
         facts={"file": str(judged.file.path), "SHA-256": judged.file.sha256}
         | {f"warning {i}": warning for i, warning in enumerate(judged.file.warnings, 1)}
@@ -187,10 +195,12 @@ def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, pos
 
 
 def show(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
-         path: str) -> None:  # fmt: skip
+         path: str, outside: Outside) -> None:  # fmt: skip
     """The table of stages, the flips, and the verdict with its site or its source."""
     if found is None:
-        say_verdict(verdict, NO_FLOOR + (DECLARE if path == UNNAMED else ""))
+        outside.show()
+        no_floor = NO_FLOOR + (DECLARE if path == UNNAMED else "")
+        say_verdict(verdict, outside.accusation() if verdict == Verdict.REFERENCE_SUSPECT else no_floor)
         return
     rows = []
     for stage in STAGES:
@@ -215,7 +225,8 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     if counted:
         tables.line(flips_line(counted))
         tables.line(logits_line(counted))
-    say_verdict(verdict, reason(judged, found, counted, verdict))
+    outside.show()
+    say_verdict(verdict, reason(judged, found, counted, verdict, outside))
 
 
 def unseen(found: StageReport) -> str:
@@ -228,8 +239,12 @@ def unseen(found: StageReport) -> str:
     return f"not seen, at the worst stage: {', '.join(said)}; nothing behind token {len(found.ids)}"
 
 
-def reason(judged: UnderTest, found: StageReport, counted: Account | None, verdict: Verdict) -> str:
+def reason(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
+           outside: Outside) -> str:  # fmt: skip
     """What follows the verdict's name."""
+    if verdict == Verdict.REFERENCE_SUSPECT or found is None:
+        site = found.suspect if found else None
+        return outside.accusation() + (f" ({place(*site)})" if site else "")
     if verdict == Verdict.DOUBTFUL:
         return doubts_of(judged)
     if found.finding.site is not None or found.suspect is not None or found.disturbed:

@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +29,7 @@ from assay.formats.system.progress import Progress, quiet
 from assay.judging.anybody import Anybody
 from assay.judging.dumps import has_logits, judge_dump, opened_dump
 from assay.judging.engines_under_test import UnderTest, baseline, encoded_by, is_served, opened
+from assay.judging.independent import check
 from assay.judging.judge import PATHS, StageReport, judge_flips, judge_free_run, judge_stages
 from assay.judging.report import Part, Report, said_of_stages, said_of_tokens
 from assay.judging.test_matrix import SHORT, WRITTEN
@@ -234,10 +233,7 @@ def tokenizer_part(judged: UnderTest, texts: Sequence[str]) -> Part:
 
 def reading_part(file: ModelFile, values: bool) -> Part:
     """Whether another reader finds in the file what ours gave to all engines; with ``values`` every weight, too."""
-    name, home = "second reading", "assay.judging.independent"
-    if find_spec(home) is None:
-        return Part(name, Verdict.SKIPPED, "there is no second reader here")
-    found = import_module(home).check(file, values=values)
+    name, found = "second reading", check(file, values=values)
     if found.failed:
         return Part(name, Verdict.SKIPPED, found.says)
     return Part(name, Verdict.REFERENCE_SUSPECT if found.differences else Verdict.BIT_EQUAL, found.says)

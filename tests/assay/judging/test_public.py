@@ -318,8 +318,7 @@ class Tokenizing(Whole):
 def test_a_second_reader_may_accuse_the_first(differences: Any, failed: str, verdict: Verdict,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     found = SimpleNamespace(differences=differences, failed=failed, says="said")
-    monkeypatch.setattr(public, "find_spec", lambda name: name)
-    monkeypatch.setattr(public, "import_module", lambda name: SimpleNamespace(check=lambda file, values: found))
+    monkeypatch.setattr(public, "check", lambda file, values: found)
     assert public.reading_part(FILE, True) == public.Part("second reading", verdict, "said")
 
 
