@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from functools import cache
@@ -11,22 +10,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from assay.formats.system.cpus import processors
-
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """As Linux names them: the first two on x86, the last on Arm."""
-
-
-def leave_room_for_callbacks() -> None:
-    """Give XLA two threads on a single processor. Call it before anything is computed.
-
-    XLA has a thread for each processor to compute in. A tap is called from there, and its argument becomes a NumPy
-    array only in such a thread, too: with one processor each waits for the other, now and then, for ever (jax 0.10).
-    XLA takes the number of processors from the variable NPROC if there is one; nothing else in it helped (no
-    asynchronous dispatch: still one hang in two runs of 150 tapped passes; with this none in six).
-    """
-    if processors() == 1:
-        os.environ.setdefault("NPROC", "2")
 
 
 def computing_on() -> jax.Device:

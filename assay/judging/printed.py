@@ -8,7 +8,7 @@ from typing import NamedTuple
 from assay.formats import InputError
 from assay.formats.contract.arguments import checked
 from assay.judging.baseline import Baseline
-from assay.judging.engines_under_test import activation_blocks
+from assay.judging.declared import declaration_of
 from assay.parity import stages
 from assay.parity.eval_callback import Held, Log, held
 from assay.parity.floor import TOLERANCE_FACTOR
@@ -37,10 +37,10 @@ def judge_printed(known: Baseline, log: Log, ids: Sequence[int], arith: str, run
     stages.demand_few(ids, "--eval-callback", "Print the run of a shorter prompt")
     file = known.truth.file
     file.check_ids(ids)
-    declared = precision({"engine": "llama.cpp", "arith": arith, "cache": "f16"}, len(ids), activation_blocks(file),
-                         file.config)  # fmt: skip
-    if declared is None:
+    said = declaration_of({"engine": "llama.cpp", "arith": arith, "cache": "f16"}, file, len(ids))
+    if said is None:
         raise InputError(f"nothing is known of an arithmetic {arith!r}", where="--arith", remedy="Declare ggml or f32")
+    declared = precision(said, file.config)
     found = held(log, known.activations(ids), known.oracle, ids, declared, runs=runs)
     first = next((key for key, one in found.items() if not one.worst <= TOLERANCE_FACTOR), None)
     verdict = Verdict.BUG if first is not None else Verdict.DRIFT

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,24 +73,3 @@ def test_a_system_that_does_not_say_has_none(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert not device.multiplies_bf16(CPU)
-
-
-ONE_PROCESSOR = """
-import os
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from assay import accel
-from assay.formats.contract.engine import identity
-from assay.goldens import BUILTIN
-model = accel.load(BUILTIN, arith="f32")
-for _ in range(3):
-    model.forward([5, 6, 7, 8], identity)
-print("threads", os.environ["NPROC"])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot give a process one processor")
-def test_taps_on_a_single_processor_do_not_wait_for_themselves() -> None:
-    """They did, in one process of three or so; what keeps them from it is what can be tested."""
-    done = subprocess.run([sys.executable, "-c", ONE_PROCESSOR], capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["threads", "2"], done.stderr

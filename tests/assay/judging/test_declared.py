@@ -86,7 +86,7 @@ def test_eight_bits_before_v_alone_are_forgiven(tmp_path: Path) -> None:
     """F16 q beside Q8_0 v got no 8-bit noise at all, and a right engine was a BUG."""
     found = judged(model(tmp_path, {"attn_q": ["F16"], "attn_v": ["Q8_0"]}))
     assert found.verdict == Verdict.DRIFT and max(found.finding.ratios.values()) < 2
-    floor = {stage: found.floor[stage, 0]["relative_l2"] for stage in ("q_proj", "k_proj", "v_proj")}
+    floor = {stage: found.floor[stage, 0].relative_l2 for stage in ("q_proj", "k_proj", "v_proj")}
     assert floor["k_proj"] < 1e-6 < 1e-5 < floor["q_proj"] < 1e-3 < floor["v_proj"]
 
 
@@ -115,7 +115,7 @@ def test_results_are_rounded_once_before_they_are_seen_and_once_where_they_are_f
     under_test = engines_under_test(FILE, "reference", "f32")
     truth = stages.capture(under_test.truth, IDS)
     floor = stages.noise_floor(under_test.oracle, IDS, truth, declared, runs=2)
-    assert all(2e-4 < one["relative_l2"] < 2e-2 for one in floor.values()), "2^-8 / sqrt(12) of each element, or twice"
+    assert all(2e-4 < one.relative_l2 < 2e-2 for one in floor.values()), "2^-8 / sqrt(12) of each element, or twice"
     x = truth["ffn_up", 0]
     moved = [np.abs(declared.noise(0, fed=fed)("ffn_up", 0, x) - x).max() / np.abs(x).max() for fed in (True, False)]
     assert moved[0] > 1e-4 > 1e-6 > moved[1]
