@@ -58,12 +58,12 @@ def twice_as_coarse(truth: np.ndarray) -> Change:
 SITES: list[Key] = [("q_proj", 1), ("ffn_out", 1), ("logits", None)]
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
+@pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize(("name", "change"), {
     "a matrix too large by a hundredth": lambda truth: lambda x: x * 1.01,
     "a matrix too small by a hundredth": lambda truth: lambda x: x * 0.99,
     "errors twice as large": twice_as_coarse,
-}.items(), ids=str)  # fmt: skip
+}.items())  # fmt: skip
 def test_a_fault_below_the_magnitudes_is_named(
     name: str, change: Callable[[np.ndarray], Change], site: Key, eight_bits: Case
 ) -> None:
@@ -73,14 +73,14 @@ def test_a_fault_below_the_magnitudes_is_named(
 
 
 @pytest.mark.parametrize(("site", "size"), {("q_proj", 1): 0.05, ("ffn_out", 1): 0.16, ("logits", None): 0.05}.items(),
-                         ids=str)  # fmt: skip
+                         )  # fmt: skip
 def test_a_row_below_the_magnitudes_is_named(site: Key, size: float, eight_bits: Case) -> None:
     found = eight_bits.bisected(site, at((slice(None), 5), lambda x: x * (1 + size)))
     magnitudes = max(found.tests[site][m] for m in MAGNITUDES)
     assert found.wrong == (site,) and magnitudes < TOLERANCE_FACTOR < found.ratio, found.tests[site]
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
+@pytest.mark.parametrize("site", SITES)
 def test_what_is_said_to_be_visible_is_seen_and_half_of_it_is_not(site: Key, eight_bits: Case) -> None:
     seen = visible(eight_bits.floor[site], eight_bits.truth[site])
 
@@ -158,7 +158,7 @@ class Unmasked:
     ("attention", 2): lambda x: x[::-1],
     ("ffn_up", 1): lambda x: x * 1.02,
     ("q_rope", 0): lambda x: x * 0.98,
-}.items(), ids=str)  # fmt: skip
+}.items())  # fmt: skip
 def test_an_oracle_that_is_wrong_in_f32_alone_is_accused(site: Key, change: Change) -> None:
     """Its floor has the fault in it and forgives it; bounds that no run has a part in do not."""
     judged = engines_under_test(open_model(BUILTIN), "reference", "f32")
