@@ -21,10 +21,11 @@ import numpy as np
 
 from assay.formats import NumericError
 from assay.formats.contract.arguments import checked
-from assay.formats.contract.engine import Engine, Tap
+from assay.formats.contract.engine import Tap
 from assay.parity.distance import distance
 from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor, in_floors
-from assay.parity.precision import Key
+from assay.parity.precision import Key, Tapped
+from assay.parity.rows import Rows
 from assay.parity.stages import Distances, accumulated, local
 
 
@@ -68,7 +69,7 @@ class Finding:
 
 
 @checked
-def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray], limits: NoiseFloor,
+def bisect(candidate: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], limits: NoiseFloor,
            tolerance: float = TOLERANCE_FACTOR) -> Finding:  # fmt: skip
     """Find the stages of ``candidate`` that compute something wrong on ``ids``.
 
@@ -78,14 +79,18 @@ def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray
     tests = {key: in_floors(found, limits[key]) for key, found in alone.items()}
     wrong = tuple(key for key, of_stage in tests.items() if max(of_stage.values()) > tolerance)
 
+    rows = Rows(truth)
+
     def transplant(stage: str, layer: int | None, activation: Any) -> Any:
-        return truth[stage, layer].astype(activation.dtype) if (stage, layer) in wrong else activation
+        if (stage, layer) not in wrong:
+            return activation
+        return truth[stage, layer][rows.add(stage, layer, activation)].astype(activation.dtype)
 
     restored = _logits_distance(candidate, ids, truth["logits", None], transplant) if wrong else None
     return Finding(ordinary, alone, tests, wrong, restored, forwards=3 if wrong else 2)
 
 
-def _logits_distance(engine: Engine, ids: Sequence[int], expected: np.ndarray, tap: Tap) -> float:
+def _logits_distance(engine: Tapped, ids: Sequence[int], expected: np.ndarray, tap: Tap) -> float:
     """Relative L2 distance of the logits to the true ones; infinite if they are not numbers."""
     try:
         return distance(engine.forward(ids, tap), expected).relative_l2

@@ -27,10 +27,13 @@ SLACK = 16.0
 """The oracle's errors were at most 0.06 of these bounds on the built-in model, the 0.5B and the 1.5B."""
 
 
-def f32_bound(key: Key, truth: Mapping[Key, np.ndarray], sums: Mapping[Key, Sum]) -> float:
-    """The relative L2 error that a right oracle in f32 may have in the stage ``key``, fed with the truth."""
+def f32_bound(key: Key, truth: Mapping[Key, np.ndarray], sums: Mapping[Key, Sum], n_past: int = 0) -> float:
+    """The relative L2 error that a right oracle in f32 may have in the stage ``key``, fed with the truth.
+
+    Behind ``n_past`` tokens their keys, which are not in ``truth``, are taken to be as large as those that are.
+    """
     stage, layer = key
-    roundings = EIGHT + summing(key, truth, sums)
+    roundings = EIGHT + summing(key, truth, sums, n_past)
     if stage == "attention":
         q, k = truth["q_rope", layer], truth["k_rope", layer]
         head_dim = q.shape[-1]
@@ -39,23 +42,24 @@ def f32_bound(key: Key, truth: Mapping[Key, np.ndarray], sums: Mapping[Key, Sum]
     return SLACK * roundings * 2.0**-24
 
 
-def summing(key: Key, truth: Mapping[Key, np.ndarray], sums: Mapping[Key, Sum]) -> float:
+def summing(key: Key, truth: Mapping[Key, np.ndarray], sums: Mapping[Key, Sum], n_past: int) -> float:
     """What a stage's sums round, in units of 2^-24 of its size; 0 where nothing is added up."""
     if key not in sums:
         return 0.0
     terms = sums[key].terms
-    return ((len(truth[key]) if terms is None else terms) / 6) ** 0.5
+    return ((n_past + len(truth[key]) if terms is None else terms) / 6) ** 0.5
 
 
 def beyond_f32(oracle: Mapping[Key, Distance], truth: Mapping[Key, np.ndarray],
-               sums: Mapping[Key, Sum]) -> dict[Key, float]:  # fmt: skip
+               sums: Mapping[Key, Sum], n_past: int = 0) -> dict[Key, float]:  # fmt: skip
     """The stages in which the oracle's own errors are beyond the bound, and how many times."""
-    found = {key: one.relative_l2 / f32_bound(key, truth, sums) for key, one in oracle.items()}
+    found = {key: one.relative_l2 / f32_bound(key, truth, sums, n_past) for key, one in oracle.items()}
     return {key: ratio for key, ratio in found.items() if not ratio <= 1}
 
 
-def unmeasured(floor: NoiseFloor, truth: Mapping[Key, np.ndarray], sums: Mapping[Key, Sum]) -> list[Key]:
+def unmeasured(floor: NoiseFloor, truth: Mapping[Key, np.ndarray], sums: Mapping[Key, Sum],
+               n_past: int = 0) -> list[Key]:  # fmt: skip
     """The stages whose floor is not a number, or smaller than rounding alone would leave it."""
     return [key for key, one in floor.items() if not one.finite or (
             key in sums and not sums[key].squares and truth[key].any()
-            and SLACK * one.relative_l2 < summing(key, truth, sums) * 2.0**-24)]  # fmt: skip
+            and SLACK * one.relative_l2 < summing(key, truth, sums, n_past) * 2.0**-24)]  # fmt: skip

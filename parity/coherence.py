@@ -98,13 +98,18 @@ def ratios(found: Projections, spread: Spread) -> dict[str, float]:
     """Each test's value in units of what is allowed; 1 is the limit. ``channel_gain``: the worst channel;
     ``all channel_gain``: of all of them."""
     said = {"size": found.size / (spread.total["size"] * spread.size + LAST_BITS)}
-    for pattern in PATTERNS:
+    for pattern in tested(len(found.position_gain)):
         one, sigma = np.abs(getattr(found, pattern)), spread.sigma[pattern]
         said[pattern] = float((one / allowed(spread, pattern)).max())
         if pattern != "gain":
             z = np.square(one / (sigma + LAST_BITS)).mean()
             said[f"all {pattern}"] = float(np.sqrt(z)) / spread.total[pattern]
     return said
+
+
+def tested(n_positions: int) -> tuple[str, ...]:
+    """The patterns that say something of so many positions: in a channel of one there is nothing to average."""
+    return PATTERNS if n_positions > 1 else tuple(p for p in PATTERNS if not p.startswith("channel"))
 
 
 def allowed(spread: Spread, pattern: str) -> np.ndarray:
@@ -133,7 +138,11 @@ def spreads(runs: Sequence[Mapping[Key, Projections]]) -> dict[Key, Spread]:
         estimated = {"gain": (np.array([gain]), gain_freedom)} | {
             p: moderated(excess[key][p], n_runs) for p in PATTERNS[1:]}  # fmt: skip
         sigma[key] = {p: s * np.sqrt(alone[key][p]) for p, (s, _) in estimated.items()}
-        peak[key] = {p: INEXACT * student_limit(freedom, p_value) for p, (_, freedom) in estimated.items()}
+        # The variance of independent errors is an estimate, too, of as many squares: variances of logarithms add up.
+        n_elements = len(sigma[key]["channel_gain"]) * len(sigma[key]["position_gain"])
+        squares = {p: n_runs * n_elements / len(sigma[key][p]) for p in PATTERNS}
+        peak[key] = {p: INEXACT * student_limit(1 / (1 / freedom + 1 / squares[p]), p_value)
+                     for p, (_, freedom) in estimated.items()}  # fmt: skip
     total = totals(runs, sizes, sigma, p_value)
     return {key: Spread(sizes[key], sigma[key], peak[key], total[key[0]]) for key in keys}
 

@@ -17,6 +17,7 @@ from assay.formats import ModelFile, NumericError
 from assay.parity.distance import distance, over
 from assay.parity.floor import TOLERANCE_FACTOR, Floor
 from assay.parity.precision import Key, Tapped
+from assay.parity.rows import Rows
 from assay.parity.sample import place
 
 PRODUCTS = {"q_proj": ("attn_norm", "attn_q"), "k_proj": ("attn_norm", "attn_k"), "v_proj": ("attn_norm", "attn_v"),
@@ -54,16 +55,17 @@ class Equation(NamedTuple):
 
 def alone(candidate: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], site: Key) -> np.ndarray:
     """What ``candidate`` computes at ``site`` when every stage before it is the true one, f64 [n_tokens, size]."""
-    shown: list[np.ndarray] = []
+    rows, shown = Rows(truth), list[np.ndarray]()
 
     def tap(stage: str, layer: int | None, activation: Any) -> Any:
+        at = rows.add(stage, layer, np.asarray(activation))
         if (stage, layer) == site:
-            shown.append(np.array(activation, np.float64).reshape(len(ids), -1))
-        return truth[stage, layer].astype(activation.dtype).reshape(activation.shape)
+            shown.append(np.array(activation, np.float64).reshape(len(activation), -1))
+        return truth[stage, layer][at].astype(activation.dtype).reshape(activation.shape)
 
     with suppress(NumericError):  # logits that are not numbers, after they were shown
         candidate.forward(ids, tap)
-    return shown[0]
+    return np.concatenate(shown)[-len(truth[site]) :]
 
 
 def worst(site: Key, found: np.ndarray, truth: np.ndarray, floor: Floor) -> Fault | None:

@@ -121,10 +121,10 @@ class Sum(NamedTuple):
     terms: int | None
     squares: bool = False
 
-    def noise(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """What another order of adding may change in ``x`` [n_tokens, ...], as a random draw."""
+    def noise(self, x: np.ndarray, rng: np.random.Generator, n_past: int = 0) -> np.ndarray:
+        """What another order of adding may change in ``x`` [n_tokens, ...], after ``n_past`` tokens: a random draw."""
         rows = x.reshape(len(x), -1)
-        terms = len(x) if self.terms is None else self.terms
+        terms = n_past + len(x) if self.terms is None else self.terms
         if self.squares:
             moved = rows * rng.standard_normal((len(rows), 1)) * terms**0.5 / 6
         else:
@@ -170,21 +170,29 @@ class RoundedInputs:
 class Reordered:
     """An engine whose sums are moved as another order of adding moves them, and whose results are rounded."""
 
-    def __init__(self, engine: Tapped, sums: Mapping[Key, Sum], seed: int, result: Rounding | None = None) -> None:
+    def __init__(self, engine: Any, sums: Mapping[Key, Sum], seed: int, result: Rounding | None = None,
+                 n_past: int = 0) -> None:  # fmt: skip
         self.engine, self.sums, self.rng, self.result = engine, sums, np.random.default_rng((seed, 1)), result
+        self.n_past = n_past
 
-    def forward(self, ids: Sequence[int], tap: Tap) -> np.ndarray:
+    def forward(self, ids: Sequence[int], tap: Tap, *cache: Any) -> np.ndarray:
         """As the engine's, with every sum and result moved before it is shown to the tap."""
+        return self.engine.forward(ids, self._moving(tap), *cache)
 
+    def prefill(self, ids: Sequence[int], cache: Any, tap: Tap) -> tuple[np.ndarray, Any]:
+        """Likewise."""
+        return self.engine.prefill(ids, cache, self._moving(tap))
+
+    def _moving(self, tap: Tap) -> Tap:
         def move(stage: str, layer: int | None, activation: Any) -> Any:
             total = self.sums.get((stage, layer))
             if total or self.result:
                 exact = np.asarray(activation, np.float64)
-                moved = exact + total.noise(exact, self.rng) if total else exact
+                moved = exact + total.noise(exact, self.rng, self.n_past) if total else exact
                 activation = (self.result(moved, self.rng) if self.result else moved).astype(activation.dtype)
             return tap(stage, layer, activation)
 
-        return self.engine.forward(ids, move)
+        return move
 
 
 class Precision(NamedTuple):
@@ -207,14 +215,15 @@ class Precision(NamedTuple):
         """The same text for the same roundings."""
         return f"{self.name} {self.declaration.key if self.declaration else ''}"
 
-    def noisy(self, engine: Any, seed: int) -> Reordered:
+    def noisy(self, engine: Any, seed: int, n_past: int = 0) -> Reordered:
         """``engine`` with other sums, inputs and results; the tap that it wants is ``noise``, or one that calls it.
 
+        ``n_past``: the tokens in its cache, over which attention adds, too.
         ``engine`` must have ``rounding`` (as the oracle has) where the inputs of matrices are rounded.
         """
         if self.inputs:
             engine = engine.rounding(RoundedInputs(self.inputs, seed))
-        return Reordered(engine, self.sums, seed, self.result)
+        return Reordered(engine, self.sums, seed, self.result, n_past)
 
     def noise(self, seed: int, *, fed: bool = True) -> Tap:
         """A tap that moves every activation at random as far as this precision may.

@@ -13,8 +13,7 @@ The floor is made in the same way from runs of the oracle in the candidate's dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from assay.formats.contract.engine import Tap, identity
 from assay.parity.distance import Distance, distance
 from assay.parity.floor import NoiseFloor, floor_of
 from assay.parity.precision import Key, Precision, Tapped, each_run
+from assay.parity.rows import Rows
 from assay.parity.sample import check_shapes
 
 Activations = dict[Key, np.ndarray]
@@ -53,36 +53,45 @@ def capture(engine: Tapped, ids: Sequence[int]) -> Activations:
     return shown
 
 
+GoOn = Callable[[Key, np.ndarray, slice], np.ndarray]
+"""What an engine goes on with, of rows that it computed: their stage, the rows, and where they lie."""
+
+
 @checked
 def accumulated(
     engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = identity
 ) -> Distances:
     """Distance of every stage of an ordinary run: its local error and all before it."""
-    return _compare(engine, ids, truth, noise)
+    return _compare(engine, ids, truth, lambda key, found, _: noise(*key, found))
 
 
 @checked
 def local(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], noise: Tap = identity) -> Distances:
     """Distance of every stage when it is fed with the truth, moved by ``noise``."""
-
-    def hand_back(stage: str, layer: int | None, found: np.ndarray) -> np.ndarray:
-        return noise(stage, layer, truth[stage, layer].astype(found.dtype))
-
-    return _compare(engine, ids, truth, hand_back)
+    return _compare(engine, ids, truth, lambda key, found, at: noise(*key, truth[key][at].astype(found.dtype)))
 
 
-def _compare(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray],
-             go_on_with: Tap) -> Distances:  # fmt: skip
+def _compare(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], go_on_with: GoOn) -> Distances:
+    """Distance of every stage, measured once all its rows have been shown.
+
+    Raises SampleError for rows that the truth does not have, or where a pass ends without some that it has.
+    """
     distances: Distances = {}
+    rows = Rows(truth)
 
     def tap(stage: str, layer: int | None, activation: Any) -> Any:
-        found, expected = np.asarray(activation), truth[stage, layer]
-        check_shapes(stage, layer, found, expected)
-        distances[stage, layer] = distance(found, expected)
-        return go_on_with(stage, layer, found)
+        found = np.asarray(activation)
+        at = rows.add(stage, layer, found)
+        if (whole := rows.whole(stage, layer)) is not None:
+            distances[stage, layer] = distance(whole, truth[stage, layer])
+        return go_on_with((stage, layer), found, at)
 
-    with suppress(NumericError):  # logits that are not numbers: every stage has been shown by then
+    try:
         engine.forward(ids, tap)
+    except NumericError:  # logits that are not numbers; of steps that were not taken nothing is known
+        distances |= {key: distance(rows.filled(key), truth[key]) for key in list(rows.parts)}
+    for key, parts in rows.parts.items():
+        check_shapes(*key, np.concatenate(parts), truth[key])
     return {key: distances[key] for key in truth if key in distances}
 
 

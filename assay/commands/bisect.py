@@ -13,7 +13,6 @@ from assay.commands import options, tables
 from assay.commands.asked import Messages, PromptFile
 from assay.commands.comparison import (
     NO_FLOOR,
-    QUICK,
     Chat,
     Force,
     Ids,
@@ -21,6 +20,7 @@ from assay.commands.comparison import (
     PathThrough,
     Prompt,
     Runs,
+    Tier,
     comparing,
     demand_all_free,
     demand_not_read,
@@ -55,6 +55,7 @@ def command(
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
+    tier: Tier = "quick",
     minify: Annotated[
         Path | None, typer.Option(help="Write a short NumPy script (.py), and its arrays, that shows the wrong number.")
     ] = None,
@@ -72,9 +73,9 @@ def command(
     demand_all_free(minify, arrays_of(minify), junit, force=force)
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type, taps=True,
-                    default=QUICK) as (judged, sample, progress)):  # fmt: skip
+                    tier=tier) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file], minify, arrays_of(minify), junit)
-        found = judge_stages(judged, sample, path, runs, progress)
+        found = judge_stages(judged, sample, path, runs, progress, tier == "full")
         shown = minify is not None and found is not None and write_repro(minify, judged, found, force=force)
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None

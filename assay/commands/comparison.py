@@ -19,11 +19,11 @@ from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
 from assay.judging.report import exit_code as exit_code
+from assay.judging.samples import default_sample
 from assay.parity.flips import Account
 from assay.parity.free_run import FreeRun
 from assay.parity.junit import Case, Outcome, junit
 from assay.parity.sample import OTHER_SAMPLE
-from assay.parity.stages import MAX_TOKENS
 from assay.parity.verdict import Verdict, faults_of
 from assay.progress import bar
 
@@ -31,11 +31,12 @@ Prompt = Annotated[str | None, typer.Argument(help="The text that both engines r
 Ids = Annotated[str | None, typer.Option(help=f"Token ids instead of text, forced on both sides: {IDS_HELP}")]
 Chat = Annotated[bool, typer.Option("--chat", help="Each side wraps the prompt in the chat template by itself.")]
 PathThrough = Annotated[str, typer.Option("--path", help="How the candidate reads: prefill (all at once) or decode.")]
+TIERS = ("quick", "full")
+Tier = Annotated[str, typer.Option(help="quick, or full: a longer text, and stages at every boundary that the engine "
+                                   "declares.")]  # fmt: skip
 Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle for the floor; more take longer.")]
 Junit = Annotated[Path | None, typer.Option(help="Write the results to this file as JUnit XML, for a CI server.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
-QUICK = "def fib(n):\n    if n < 2:\n        return n\n    return"
-"""What is read where nothing is given."""
 NO_FLOOR = ": the engine does not say how it computes, so there is no floor"
 DECLARE = "; declare it with --arith ggml or f32"
 """What to do where that engine is an endpoint."""
@@ -44,24 +45,25 @@ DECLARE = "; declare it with --arith ggml or f32"
 @contextmanager
 def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, messages: str | None, chat: bool,
               path: str, model: str, engine: str, arith: str | None, cache_type: str | None, *, taps: bool,
-              default: str | None = None, endpoint_model: str | None = None,
+              tier: str | None = None, endpoint_model: str | None = None,
               insecure_key: bool = False) -> Iterator[tuple[UnderTest, list[int], Progress]]:  # fmt: skip
     """The engines under test, the ids that both sides read, and a progress bar. Options that clash are refused first.
 
-    Raises InputError for those, SampleError where the two sides do not come to the same ids.
+    With a ``tier``, where nothing is given to read it is ``default_sample``. Raises InputError for options that clash,
+    SampleError where the two sides do not come to the same ids.
     """
+    if tier not in (None, *TIERS):
+        raise InputError(f"there is no tier {tier!r}", where="--tier", remedy=f"Choose one of {', '.join(TIERS)}")
     if path not in PATHS:
         raise InputError(f"there is no path {path!r}", where="--path", remedy=f"Choose one of {', '.join(PATHS)}")
-    if (prompt, prompt_file, ids, messages) == (None, None, None, None):
-        prompt = default
-    text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
+    by_default = tier is not None and (prompt, prompt_file, ids, messages) == (None, None, None, None)
+    given = None if by_default else text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
     file = options.open_file(model)
     with (opened(file, engine, arith, cache_type, taps=taps, endpoint_model=endpoint_model,
                  insecure_key=insecure_key) as judged, bar() as progress):  # fmt: skip
-        most = None  # tokens are judged in windows, of a text of any length
-        if taps:  # every stage is kept, of so many
-            most = MAX_TOKENS if path == "prefill" else file.config.context_length
-        yield judged, judged.sample(text, forced, chat, most), progress
+        most = file.config.context_length if taps else None  # tokens are judged in windows, of a text of any length
+        sample = judged.sample(*given, chat, most) if given else default_sample(judged, chat, path, full=tier == "full")
+        yield judged, sample, progress
 
 
 def in_doubt(verdict: Verdict, judged: UnderTest, chat: bool) -> Verdict:

@@ -14,7 +14,6 @@ from assay.commands.asked import Messages, PromptFile
 from assay.commands.comparison import (
     DECLARE,
     NO_FLOOR,
-    QUICK,
     Chat,
     Force,
     Ids,
@@ -22,6 +21,7 @@ from assay.commands.comparison import (
     PathThrough,
     Prompt,
     Runs,
+    Tier,
     as_counts,
     as_typed,
     comparing,
@@ -70,6 +70,7 @@ def command(
     chat: Chat = False,
     path: PathThrough = "prefill",
     runs: Runs = 4,
+    tier: Tier = "quick",
     dump: Annotated[
         Path | None, typer.Option(help="Judge the stages in this folder ('assay trace', or APRT) instead of an engine.")
     ] = None,
@@ -80,23 +81,25 @@ def command(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Judge an engine against the oracle in f64, on one prompt of at most 128 tokens (by default a few lines of code).
+    """Judge an engine against the oracle in f64, on one prompt (by default code that crosses the engine's boundaries).
 
-    Every stage of every layer is fed with the truth, and its local error held against the error that the declared
-    arithmetic has anyway (the floor, from noisy runs of the oracle). Then every token: how probable a flip was,
-    and whether it came. With --dump no engine is run: the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL,
-    NOISE or DRIFT; 8: BUG, or REFERENCE-SUSPECT (its noise, a second reader or a witness contradicts the oracle); 9:
-    the two sides did not read the same; 10: no floor, or a chat that the file leaves in doubt.
+    Every stage of every layer is fed with the truth, in the programs that generate, and its local error held against
+    the error that the declared arithmetic has anyway (the floor, from noisy runs of the oracle); of more than 128
+    tokens in windows: at the beginning, around a boundary that the engine declares (a block of attention, a cache that
+    grows), at the end. Then every token: how probable a flip was, and whether it came. With --dump no engine is run:
+    the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL, NOISE or DRIFT; 8: BUG, or REFERENCE-SUSPECT (its
+    noise, a second reader or a witness contradicts the oracle); 9: the two sides did not read the same; 10: no floor,
+    or a chat that the file leaves in doubt.
     """
     demand_all_free(report, junit, force=force)
     asked = (prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type)
     with (other_samples_reported(junit, force=force),
-          comparing(*asked, taps=True, default=QUICK) if dump is None else
+          comparing(*asked, taps=True, tier=tier) if dump is None else
           comparing_dump(dump, *asked) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file, *(dump.rglob("*") if dump else ())], report, junit)
         demand_witness(judged, witness)
         if dump is None:
-            found = judge_stages(judged, sample, path, runs, progress)
+            found = judge_stages(judged, sample, path, runs, progress, tier == "full")
             numbers = found is None or found.untouched is not None
         else:
             found, numbers = judge_dump(judged, runs, progress), has_logits(judged.candidate)
@@ -155,6 +158,8 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
             "findings": declared_more(found.declared, found.finding.local, found.floor),
             "site": found.finding.site,
             "untouched_by_taps": found.untouched,
+            "windows": [[window.start, window.stop] for window in found.windows],
+            "weaker": found.weaker or None,
             "logits": {"before": found.finding.logits_before, "restored": found.finding.logits_restored},
             "stages": stage_facts(found),
         }  # fmt: skip
@@ -221,12 +226,20 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
     for line in declared_more(found.declared, found.finding.local, found.floor):
         tables.line(f"note: the engine {line}")
+    if found.windows:
+        tables.line(covered(found))
     tables.line(unseen(found))
     if counted:
         tables.line(flips_line(counted))
         tables.line(logits_line(counted))
     outside.show()
     say_verdict(verdict, reason(judged, found, counted, verdict, outside))
+
+
+def covered(found: StageReport) -> str:
+    """The positions at which stages were judged, and in which programs."""
+    spans = ", ".join(f"{window.start}-{window.stop - 1}" for window in found.windows)
+    return f"stages judged at positions {spans}" + (f", by {found.weaker}" if found.weaker else "")
 
 
 def unseen(found: StageReport) -> str:

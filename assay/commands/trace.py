@@ -11,12 +11,12 @@ import typer
 
 from assay.commands import options, tables
 from assay.commands.asked import IDS_HELP, Messages, PromptFile, asked, parse_ids, text_and_ids
-from assay.commands.comparison import QUICK
 from assay.commands.printed import show_printed
 from assay.formats import InputError, NumericError
 from assay.formats.contract.config import STAGES
 from assay.formats.errors import DIFFERENT
 from assay.judging.engines_under_test import encoded_by, read_by, rendered_by
+from assay.judging.samples import SHORT
 from assay.parity.dump import Dump, has_manifest, read
 from assay.parity.recorder import Recorder, recording
 from assay.parity.sample import Sample, place
@@ -70,7 +70,7 @@ def command(
     if out is None:
         raise InputError("no folder is named to write the stages to", where="--out", remedy="Name one with --out")
     if (prompt, prompt_file, ids, messages) == (None, None, None, None):
-        prompt = QUICK
+        prompt = SHORT
     text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
     loaded = options.open_engine(model, engine, arith, True, cache_type=cache_type)
     if text is None:

@@ -24,10 +24,11 @@ from assay.formats import InputError, Tensor
 from assay.formats.system.atomic_file import replacing
 from assay.formats.system.cache_dir import cache_folder
 from assay.formats.system.code_digest import digest
-from assay.parity import stages
+from assay.parity import stages, ways
 from assay.parity.floor import NoiseFloor, packed, unpacked
 from assay.parity.precision import Precision
 from assay.parity.prediction import Prediction, predict
+from assay.parity.ways import AtOnce, Window
 
 T = TypeVar("T")
 
@@ -52,18 +53,20 @@ class Baseline:
     def noise_floor(self, ids: Sequence[int], declared: Precision, runs: int) -> NoiseFloor:
         """The floor of every stage's local error."""
         truth = self.activations(ids)
+        return self._once(ids, ("floor", declared.key, runs), lambda: floor_kept(
+            self._key("floor", ids, declared, runs), truth,
+            lambda: stages.noise_floor(self.oracle, ids, truth, declared, runs=runs)))  # fmt: skip
 
-        def measured() -> np.ndarray:
-            return packed(stages.noise_floor(self.oracle, ids, truth, declared, runs=runs))
+    def in_window(self, window: Window) -> stages.Activations:
+        """The true activation of every stage of a window; of ``logits`` those that its path shows."""
+        return self._once(window.text, window, lambda: stages.capture(AtOnce(self.truth, window), window.ids))
 
-        def known() -> NoiseFloor:
-            array = kept(self._key("floor", ids, declared, runs), (None,), measured)
-            try:
-                return unpacked(array, truth)
-            except ValueError:  # somebody else's array under our name
-                return unpacked(measured(), truth)
-
-        return self._once(ids, ("floor", declared.key, runs), known)
+    def window_floor(self, window: Window, declared: Precision, filled: Precision, runs: int) -> NoiseFloor:
+        """The floor of every stage's local error in a window behind a cache that was filled as ``filled`` declares."""
+        what = f"floor from {window.start} by {window.path} behind {filled.key if window.start else ''}"
+        truth = self.in_window(window)
+        return floor_kept(self._key(what, window.text[: window.stop], declared, runs), truth, lambda: ways.noise_floor(
+            self.oracle, window, truth, declared, filled, runs=runs))  # fmt: skip
 
     def prediction(self, ids: Sequence[int], declared: Precision, runs: int, seed: int = 0) -> Prediction:
         """Of every position, how probable a flip is."""
@@ -95,12 +98,21 @@ class Baseline:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def floor_kept(key: str | None, truth: stages.Activations, compute: Callable[[], NoiseFloor]) -> NoiseFloor:
+    """A floor of stages shaped as ``truth``, as it was kept under ``key``, or else computed."""
+    array = kept(key, (None,), lambda: packed(compute()))
+    try:
+        return unpacked(array, truth)
+    except ValueError:  # somebody else's array under our name
+        return unpacked(packed(compute()), truth)
+
+
 def code() -> str | None:
     """The code in memory that makes a floor, as a number: decoders, oracle, noise and distance; None if it has none.
 
     Asked each time: an oracle that was changed while one debugs must not leave its floor to the healthy one.
     """
-    return digest(Tensor, reference.Model, stages.noise_floor, predict)
+    return digest(Tensor, reference.Model, stages.noise_floor, ways.noise_floor, predict)
 
 
 def folder() -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -55,10 +55,19 @@ class UnderTest:
         return self.truth.file
 
     @checked
-    def declared(self, n_at_once: int) -> Precision | None:
-        """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
-        declared = self.declaration or declaration_of(self.candidate.fingerprint(), self.file, n_at_once)
-        return None if declared is None else precision(declared, self.file.config)
+    def declared(self, n_at_once: int, *, last_alone: bool = False) -> Precision | None:
+        """What the candidate declares to round when it reads so many tokens at once; None if it does not say.
+
+        ``last_alone``: only the last of them goes on to the logits, which are then computed as those of one token.
+        """
+        declared, single = (self.declaration or declaration_of(self.candidate.fingerprint(), self.file, n)
+                            for n in (n_at_once, 1))  # fmt: skip
+        if declared is None:
+            return None
+        if last_alone and single is not None:
+            declared = replace(declared, **{name: {**getattr(declared, name), "output": getattr(single, name)["output"]}
+                                            for name in ("activations", "weights")})  # fmt: skip
+        return precision(declared, self.file.config)
 
     @checked
     def sample(self, text: str | Conversation | None, ids: Sequence[int] | None, chat: bool,
