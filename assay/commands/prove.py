@@ -31,11 +31,11 @@ def command(
     arith: Annotated[str | None, typer.Option(help="Arithmetics, by commas: f32, fast, ggml (the oracle's).")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Only mutants of this family; may be repeated.")] = None,
     mutant: Annotated[list[str] | None, typer.Option(help="Only the mutant of this name; may be repeated.")] = None,
-    curves: Annotated[bool, typer.Option("--curves", help="Also at a tenth and a hundredth of their size.")] = False,
+    curves: Annotated[bool, typer.Option("--curves", help="At a tenth and a hundredth of their size too.")] = False,
     without: Annotated[str | None, typer.Option(help="Say what is lost without this check, or gate.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep results in this folder; what is there is not run again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep results in this folder; what is there is not rerun.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write all tables as Markdown.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw what each criterion catches: FILE.png.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw what each criterion catches, a PNG.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files that are there.")] = False,
     list_them: Annotated[bool, typer.Option("--list", help="List the mutants and stop.")] = False,
     as_json: options.Json = False,
@@ -48,9 +48,12 @@ def command(
     """
     if tier not in TIERS:
         raise InputError(f"there is no tier {tier!r}", where="--tier", remedy=f"Choose one of {', '.join(TIERS)}")
-    ariths = [name.strip() for name in arith.split(",")] if arith else list(ARITHMETICS if tier == "full" else ARITHMETICS[:2])
+    ariths = list(ARITHMETICS if tier == "full" else ARITHMETICS[:2])
+    if arith is not None:
+        ariths = [name.strip() for name in arith.split(",")]
     if wrong := [name for name in ariths if name not in ARITHMETICS]:
-        raise InputError(f"there is no arithmetic {wrong[0]!r}", where="--arith", remedy=f"Choose of {', '.join(ARITHMETICS)}")
+        raise InputError(f"there is no arithmetic {wrong[0]!r}", where="--arith",
+                         remedy=f"Choose of {', '.join(ARITHMETICS)}")  # fmt: skip
     mutants = results.chosen(tier, family or (), mutant or (), curves)
     if list_them:
         listed(as_json)
@@ -73,12 +76,13 @@ def command(
     fell = fallen(records) if whole else ""
     alarms = [f"{r.arith}: {name}" for r in records if not r.mutant for name, one in r.gates.items()
               if one["verdict"] not in ("BIT-EQUAL", "NOISE", "DRIFT")]  # fmt: skip
+    less = lost(records, without)
     if as_json:
-        said = report.facts(records) | {"alarms": alarms, "fell": fell, "without": lost(records, without),
+        said = report.facts(records) | {"alarms": alarms, "fell": fell, "without": less,
                                         "records": [results.finite(vars(r)) for r in records]}  # fmt: skip
         typer.echo(json.dumps(said, ensure_ascii=False, default=float))
     else:
-        show(records, alarms, fell, without, single=bool(mutant))
+        show(records, alarms, fell, less, single=bool(mutant))
     raise typer.Exit(DIFFERENT if alarms or fell else 0)
 
 
@@ -86,11 +90,12 @@ def listed(as_json: bool) -> None:
     """The catalogue."""
     everything = (*CATALOGUE, *smaller())
     if as_json:
-        typer.echo(json.dumps([{"name": m.name, "family": m.family, "site": m.site, "real_bug": m.real_bug,
-                                **described(m.seam)} for m in everything], ensure_ascii=False))  # fmt: skip
+        said = [{"name": m.name, "family": m.family, "site": m.site, "real_bug": m.real_bug, **described(m.seam)}
+                for m in everything]  # fmt: skip
+        typer.echo(json.dumps(said, ensure_ascii=False))
         return
-    tables.columns(("family", "mutant", "seam", "real bug"),
-                   [[m.family, m.name, described(m.seam)["seam"], str(m.real_bug or "")] for m in everything])  # fmt: skip
+    rows = [[m.family, m.name, described(m.seam)["seam"], str(m.real_bug or "")] for m in everything]
+    tables.columns(("family", "mutant", "seam", "real bug"), rows)
     tables.line(f"{len(CATALOGUE)} mutants, and {len(smaller())} smaller ones for curves")
 
 
@@ -115,7 +120,8 @@ def lost(records: list[score.Record], without: str | None) -> dict[str, Any] | N
     return {"check": without, "caught": less.caught, "with_it": whole.caught, "of": whole.of}
 
 
-def show(records: list[score.Record], alarms: list[str], fell: str, without: str | None, *, single: bool) -> None:
+def show(records: list[score.Record], alarms: list[str], fell: str, less: dict[str, Any] | None, *,
+         single: bool) -> None:  # fmt: skip
     """The tables; of mutants that were asked for by name, every gate's answer."""
     if single:
         rows = [[r.mutant or "(clean twin)", r.arith, r.outcome, name, one["verdict"], ", ".join(one["checks"]),
@@ -130,8 +136,8 @@ def show(records: list[score.Record], alarms: list[str], fell: str, without: str
             tables.line((title, "bold"))
             tables.columns(names, rows[: report.SHOWN])
             tables.line()
-    if (one := lost(records, without)) is not None:
-        tables.line(f"without {one['check']}: {one['caught']} of {one['of']}, with it {one['with_it']}")
+    if less is not None:
+        tables.line(f"without {less['check']}: {less['caught']} of {less['of']}, with it {less['with_it']}")
     for alarm in alarms:
         tables.line((f"false alarm on the clean engine: {alarm}", "bold red"))
     tables.line((fell or "no false alarm on the clean engine, and no less caught than is recorded"

@@ -20,6 +20,7 @@ ROPE, NORM, ATTENTION, CACHE = "RoPE", "norms", "attention and GQA", "KV cache"
 MLP, RESIDUAL, BATCH, CHUNK, DECODE = "MLP", "residual", "batching and padding", "chunked prefill", "decode only"
 PRECISION, JIT = "precision claimed but not kept", "jit"
 ONE_ROW = (17, 18)
+ALL_TOKENS = Where()
 
 
 def scaled(name: str, family: str, by: float, seam: Callable[[float], Seam], bug: int | None = None,
@@ -29,7 +30,7 @@ def scaled(name: str, family: str, by: float, seam: Callable[[float], Seam], bug
 
 
 def gain(stage: str, layer: int | None = EVERY_LAYER, channels: tuple[int, int] | None = None,
-         where: Where = Where()) -> Callable[[float], Seam]:  # fmt: skip
+         where: Where = ALL_TOKENS) -> Callable[[float], Seam]:  # fmt: skip
     """An activation too large by a share, to be given."""
     return lambda by: Activation(stage, layer, gain=1 + by, channels=channels, where=where)
 
@@ -97,7 +98,7 @@ CACHED = (
     of(CACHE, "kept in 4 bits", Twin(cache_levels=7), ("attention", 0)),
     of(CACHE, "kept in bf16", Twin(cache_bits=7), ("attention", 0)),
     of(CACHE, "kept with 5 bits", Twin(cache_bits=4), ("attention", 0)),
-    of(CACHE, "keys of what was cached stale: turned by one", Activation("k_rope", order="one", where=Where(warm=True))),
+    of(CACHE, "keys from a cache in use on moved on by one", Activation("k_rope", order="one", where=Where(warm=True))),
     of(CACHE, "joined in reverse order", Source(
         "attention.KVCache.join", "[cache.v for cache in caches]", "[cache.v for cache in caches[::-1]]")),
     of(CACHE, "nothing is forgotten when a prompt is edited", Source(
@@ -132,7 +133,8 @@ PLACES = (
     scaled("control tokens only", CHUNK, 0.5, gain("ffn_gate", 0, where=Where(special=True))),
     scaled("row 3 of a batch only", BATCH, 0.5, gain("ffn_up", 1, where=Where(sequence=3))),
     scaled("row 1 of a batch only", BATCH, 0.5, gain("attention", 1, where=Where(sequence=1))),
-    of(BATCH, "row 2 of a batch: two heads exchanged", Activation("attention", 0, order="heads", where=Where(sequence=2))),
+    of(BATCH, "row 2 of a batch: two heads exchanged", Activation("attention", 0, order="heads", where=Where(
+        sequence=2))),
     of(BATCH, "row 1 of a batch in 8 bits coarser", Activation("ffn_norm", levels=15, where=Where(sequence=1))),
     scaled("from a cache in use only", CACHE, 0.5, gain("v_proj", 2, where=Where(warm=True))),
     scaled("chunks after the first only", CHUNK, 0.5, gain("v_proj", 1, where=Where(warm=True, steps=False))),
@@ -149,8 +151,8 @@ PLACES = (
         chunks=False))),
     of(DECODE, "one token at a time only: the keys' bias lost", Activation("k_bias", 2, gain=0, where=Where(
         chunks=False)), None, 7),
-    of(DECODE, "one token at a time only: the residual kept in bf16", Activation("attn_residual", keep_bits=7, where=Where(
-        chunks=False))),
+    of(DECODE, "one token at a time only: the residual kept in bf16", Activation(
+        "attn_residual", keep_bits=7, where=Where(chunks=False))),
 )  # fmt: skip
 CLAIMED = (
     of(PRECISION, "8-bit activations before gate and up", Activation("ffn_norm", levels=127), None, 30),

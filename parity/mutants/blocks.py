@@ -18,7 +18,8 @@ HALVES = {"Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 
 NIBBLES = {"Q4_0": slice(2, 18), "Q5_0": slice(6, 22), "Q4_K": slice(16, 144), "Q6_K": slice(0, 128)}
 
 
-def in_blocks(edit: Callable[[np.ndarray, str], None], rows: slice = slice(None), blocks: slice = slice(None)) -> Change:
+def in_blocks(edit: Callable[[np.ndarray, str], None], rows: slice = slice(None),
+              blocks: slice = slice(None)) -> Change:  # fmt: skip
     """``edit`` applied in place to some rows' blocks, uint8 [n_rows, n_blocks, block_bytes]."""
 
     def change(raw: np.ndarray, type_name: str) -> np.ndarray:

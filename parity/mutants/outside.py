@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from assay.parity.mutants.record import Bytes, Mutant, Reader, Seam, Site, Source, Twin, Words
 
 SAMPLER, TOKENIZER, TEMPLATE, READING = "sampler", "tokenizer", "template", "container reading"
@@ -55,10 +57,13 @@ READINGS = (
         exchange=("blk.*.attn_norm.weight", "blk.*.ffn_norm.weight")), ("attn_norm", 0), 18),
     of(READING, "two layers' keys exchanged", Reader(exchange=("blk.1.attn_k.weight", "blk.2.attn_k.weight")),
        ("k_proj", 1)),
-    of(READING, "a tensor starts a row late", Bytes("blk.2.attn_output.weight", lambda raw, _: raw[[*range(1, len(raw)), 0]])),
+    of(READING, "a tensor starts a row late", Bytes(
+        "blk.2.attn_output.weight", lambda raw, _: np.roll(raw, -1, axis=0))),
     of(READING, "the end tokens not known", Reader(end_ids=False), None, 22),
-    of(READING, "rope_theta by both sides a hundred times too large", Reader((("rope_theta", 100.0),), shared=True), None, 11),
-    of(READING, "eps by both sides a hundred times too large", Reader((("rms_norm_eps", 100.0),), shared=True), None, 8),
+    of(READING, "rope_theta by both sides a hundred times too large", Reader(
+        (("rope_theta", 100.0),), shared=True), None, 11),
+    of(READING, "eps by both sides a hundred times too large", Reader(
+        (("rms_norm_eps", 100.0),), shared=True), None, 8),
     of(READING, "end tokens by both sides not known", Reader(end_ids=False, shared=True), None, 22),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Mutants of what is stored: decoders that misread blocks, and weights of which a matrix, row, block or scale is off."""
+"""Mutants of what is stored: decoders that misread blocks; weights of which a matrix, row, block or scale is off."""
 
 from __future__ import annotations
 

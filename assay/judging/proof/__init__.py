@@ -1,1 +1,1 @@
-"""The judge before its own court: mutants applied to the engines from outside, gates that must notice, and the score."""
+"""The judge is judged: mutants applied to the engines from outside, gates that must notice, and the score."""

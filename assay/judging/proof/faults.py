@@ -1,7 +1,7 @@
 """A mutant's numbers as arrays, and what they do to an engine's functions.
 
-Every seam of an engine is there once, in the clean engine too, and is steered by numbers; the numbers of no fault change
-nothing. So a compiled engine compiles its programs once for all mutants, and clean and spoiled engine are one program.
+Every seam of an engine is there once, in the clean engine too, and is steered by numbers; the numbers of no fault
+change nothing. So a compiled engine compiles its programs once for all mutants, and clean and spoiled are one program.
 
 ``xp`` is the array library that the engine computes with: the same code serves both, as both have the same functions.
 """

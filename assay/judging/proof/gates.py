@@ -49,6 +49,7 @@ class Answer:
         return self.verdict in FAILED
 
 
+NUMBERS = re.compile(r"-?\d[\d.e+-]*|\binf\b|\bnan\b")
 Gate = Callable[[UnderTest], Answer]
 
 
@@ -136,7 +137,8 @@ def tokens_of(under_test: UnderTest, ids: list[int], path: str) -> Answer:
 
 def named(counted: Any) -> list[str]:
     """The faults of tokens, without their numbers."""
-    return ["tokens: " + " ".join(re.sub(r"-?\d[\d.e+-]*|\binf\b|\bnan\b", "", fault).split()) for fault in faults_of(counted)]
+    plain = (NUMBERS.sub("", fault).split() for fault in faults_of(counted))
+    return ["tokens: " + " ".join(words) for words in plain]
 
 
 def by_way(under_test: UnderTest, name: str, prompt: str) -> Answer:

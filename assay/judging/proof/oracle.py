@@ -1,4 +1,4 @@
-"""The oracle's ``ggml`` arithmetic as a candidate with seams. Truth and oracle, in f64 and f32, keep their functions."""
+"""The oracle's ``ggml`` arithmetic as a candidate with seams. Truth and oracle, in f64 and f32, have none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def forward(ids: Sequence[int], weights: Any, arith: Any, cache: Any, tap: Any) 
     spoil = tap_of(fault, np, positions, np.asarray(ids), 1, np.full(len(ids), len(cache.ids) > 0))
     names = {"rms_norm": norm_of(fault, assay.reference.model.rms_norm), "rotate": rotate_of(fault),
              "attention": attention_of(fault)}  # fmt: skip
-    blocks = {"attention_block": rebound(ATTENTION_BLOCK, **names), "feed_forward_block": rebound(FEED_FORWARD, **names)}
+    blocks = {"attention_block": rebound(ATTENTION_BLOCK, **names),
+              "feed_forward_block": rebound(FEED_FORWARD, **names)}  # fmt: skip
     inner = rebound(FORWARD, **names, **blocks)
     return inner(ids, weights, arith, cache, lambda stage, layer, x: tap(stage, layer, spoil(stage, layer, x)))
 

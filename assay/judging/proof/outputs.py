@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from assay import engines
-from assay.formats import AssayError, NumericError
+from assay.formats import NumericError
 from assay.formats.contract.engine import Sampling
 from assay.judging.test_matrix import LONG, SHORT
 from assay.parity.divergence import kl_of
@@ -34,7 +34,7 @@ def outputs(model: Any, oracle_tokenizer: Any, kept: dict[tuple[str, int], Any],
 
     ``kept``: logits that are there already.
 
-    ids come from the oracle's tokenizer, but for ``greedy``: what the engine's own makes of texts is an output by itself.
+    ids come from the oracle's tokenizer, but for ``greedy``: what the engine's own makes of texts is an output itself.
     """
     encode = oracle_tokenizer.encode
     long, short = encode(LONG[:4000]), encode(SHORT)
@@ -63,12 +63,12 @@ def outputs(model: Any, oracle_tokenizer: Any, kept: dict[tuple[str, int], Any],
 
 
 def attempted(way: Callable[[], Any]) -> Any:
-    """What a way gives; that it gave no numbers, or an error that users see, is an output too."""
+    """What a way gives; that it gave no numbers, or broke, is an output too."""
     try:
         return way()
     except NumericError:
         return "not numbers"
-    except AssayError as error:
+    except Exception as error:
         return f"error: {type(error).__name__}"
 
 

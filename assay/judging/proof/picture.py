@@ -38,8 +38,7 @@ def png(records: Sequence[Record]) -> bytes:
     axis.invert_yaxis()
     axis.set_xlim(0, 105)
     axis.set_xlabel("mutants caught, per cent of those that change an output")
-    axis.set_title("What each criterion catches. Hatched: it also calls the right engine wrong, on inputs not counted here",
-                   fontsize=9, loc="left")  # fmt: skip
+    axis.set_title("Hatched: it also calls the right engine wrong; such inputs are not counted", fontsize=9, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)
     axis.grid(axis="x", color="#dddddd", linewidth=0.7)

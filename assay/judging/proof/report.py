@@ -24,6 +24,7 @@ from assay.judging.proof.score import (
 Table = tuple[str, list[str], list[list[str]]]
 """A title, the names of the columns, the rows."""
 SHOWN = 60
+OTHER = ("equivalent", "not-applied", "crashed", "other engine")
 
 
 def split(records: Sequence[Record]) -> tuple[list[Record], dict[str, Record]]:
@@ -44,11 +45,12 @@ def overall(mutants: Sequence[Record], clean: dict[str, Record]) -> Table:
     for arith in (*clean, "all"):
         some = [r for r in mutants if arith in (r.arith, "all")]
         exact, close = located(some)
-        outcomes = [sum(r.outcome == name for r in some) for name in ("equivalent", "not-applied", "crashed", "other engine")]
+        outcomes = [sum(r.outcome == name for r in some) for name in OTHER]
         rows.append([arith, str(rate(some, killed)), str(rate([r for r in some if beyond(r)], killed)), str(exact),
                      str(close), *map(str, outcomes)])  # fmt: skip
-    return ("Caught by any gate", ["arithmetic", "of all that change an output", "of those beyond three floors",
-            "site exact", "within one stage", "equivalent", "not applied", "crashed", "other engine's"], rows)  # fmt: skip
+    names = ["arithmetic", "of all that change an output", "of those beyond three floors", "site exact",
+             "within one stage", *OTHER]  # fmt: skip
+    return "Caught by any gate", names, rows
 
 
 def by_gate(mutants: Sequence[Record], clean: dict[str, Record]) -> Table:
@@ -91,7 +93,8 @@ def rivals(mutants: Sequence[Record], clean: dict[str, Record]) -> Table:
         cells = []
         for arith in clean:
             one = by_arith[arith]
-            cells.append(f"{one['rate'].share:.1%}" + (f"; false alarm by {', '.join(one['alarms'])}" if one["alarms"] else ""))
+            alarm = f"; false alarm by {', '.join(one['alarms'])}" if one["alarms"] else ""
+            cells.append(f"{one['rate'].share:.1%}{alarm}")
         rows.append([rival, *cells])
     ours = [f"{rate([r for r in mutants if r.arith == arith], killed).share:.1%}" for arith in clean]
     return "Others on the same mutants", ["criterion", *clean], [["Assay, all gates", *ours], *rows]
@@ -112,7 +115,8 @@ def missed(mutants: Sequence[Record]) -> Table:
     rows = [[r.mutant, r.family, r.arith, r.outcome, number(r.effect.get("kl_mean")), number(r.effect.get("kl_max")),
              number(r.effect.get("floors")), ", ".join(r.changed) if r.outcome == "survived" else r.note]
             for r in survivors(mutants)]  # fmt: skip
-    return ("Not caught", ["mutant", "family", "arithmetic", "outcome", "KL mean, nats", "largest", "floors", "changed"], rows)
+    names = ["mutant", "family", "arithmetic", "outcome", "KL mean, nats", "largest", "floors", "changed"]
+    return "Not caught", names, rows
 
 
 def markdown(records: Sequence[Record]) -> str:

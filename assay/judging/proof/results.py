@@ -13,7 +13,9 @@ import assay
 from assay.formats import InputError, ModelFile
 from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import baseline
-from assay.judging.proof.bench import Bench, DoesNotApply, Record, Shared, instrumented
+from assay.judging.proof.bench import Bench, Record
+from assay.judging.proof.candidate import Candidate, DoesNotApply, Shared, instrumented
+from assay.judging.proof.gates import gates
 from assay.judging.proof.outputs import FEW
 from assay.parity.mutants import CATALOGUE, smaller
 from assay.parity.mutants.record import Mutant
@@ -46,7 +48,8 @@ def chosen(tier: str, families: Sequence[str], names: Sequence[str], curves: boo
         found += smaller()
     known = {mutant.family for mutant in everything}
     if wrong := [family for family in families if family not in known]:
-        raise InputError(f"there is no family {wrong[0]!r}", where="--family", remedy=f"Choose of {', '.join(sorted(known))}")
+        raise InputError(f"there is no family {wrong[0]!r}", where="--family",
+                         remedy=f"Choose of {', '.join(sorted(known))}")  # fmt: skip
     return [mutant for mutant in found if not families or mutant.family in families]
 
 
@@ -67,7 +70,8 @@ def run(file: ModelFile, mutants: Sequence[Mutant], ariths: Sequence[str], quick
         with instrumented(arith):
             progress(done, total, f"{arith}: the clean twin")
             shared = shared or Shared(baseline(file))
-            bench = Bench(file, arith, quick, shared, only, FEW if only else None)
+            asked = {name: gate for name, gate in gates(quick, arith).items() if only is None or name in only}
+            bench = Bench(Candidate(file, arith), shared, asked, FEW if only else None)
             clean = bench.clean()
             if ("", arith) not in known:
                 keep(out, clean)

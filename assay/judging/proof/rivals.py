@@ -73,7 +73,7 @@ def caught_by(found: dict[str, Any], truth: Logits, true_text: str,
         for name, passes in BY_LOGITS.items():
             if not numbers or not passes(np.asarray(x, np.float64)[:, : truth.shape[1]], truth):
                 out[name].append(path)
-    if std_ratios is not None and not (0.5 <= std_ratios[0] and std_ratios[1] <= 2.0):
+    if std_ratios is not None and not (std_ratios[0] >= 0.5 and std_ratios[1] <= 2.0):
         out[STD_RATIO].append("stages")
     written = found.get("greedy")
     if written is not None and (isinstance(written, str) or written["text"] != true_text):

@@ -60,7 +60,8 @@ def killed_without(check: str) -> Callable[[Record], bool]:
 
 def checks_of(records: Iterable[Record]) -> list[str]:
     """Every check that fired anywhere."""
-    return sorted({check for record in records for one in record.gates.values() if one["kill"] for check in one["checks"]})
+    kills = (one for record in records for one in record.gates.values() if one["kill"])
+    return sorted({check for one in kills for check in one["checks"]})
 
 
 def gates_of(records: Iterable[Record]) -> list[str]:

@@ -121,7 +121,7 @@ def speaking(model: Any, change: str) -> Iterator[None]:
         elif change == "no nfc":
             model.tokenizer = type(tokenizer)(model.file.vocabulary, nfc=False)
         elif change == "raw text wrapped":
-            model.tokenizer = Spoiled(tokenizer, lambda t, prompt, **options: t.encode(wrapped(model, prompt), **options))
+            model.tokenizer = Spoiled(tokenizer, lambda t, prompt, **o: t.encode(wrapped(model, prompt), **o))
         elif change in TEMPLATES:
             original = model.chat_prompt
             model.chat_prompt = lambda messages, **options: TEMPLATES[change](original, messages, **options)
