@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import assay.accel.model
 from assay.accel.pack import Params, pack
 from assay.accel.rope import rope_table
 from assay.formats import ModelFile
+from assay.formats.contract.engine import Prompt
 from assay.judging.baseline import Baseline
 from assay.judging.engines_under_test import UnderTest, baseline
 from assay.judging.proof import fast, files, oracle
@@ -54,7 +56,9 @@ class Candidate:
 
     def _loaded(self) -> Any:
         load = oracle.loaded if self.arith == oracle.JUDGED else fast.loaded
-        return load(self.file, self.arith)
+        model = load(self.file, self.arith)
+        model.chat_prompt = remembered(model.chat_prompt)  # a process each time, for texts that are always the same
+        return model
 
     @contextmanager
     def applied(self, mutant: Mutant, shared: Shared) -> Iterator[tuple[UnderTest, Key | None]]:
@@ -163,6 +167,19 @@ class Candidate:
                 yield
             finally:
                 self.model.file, self.model.params = before, clean
+
+
+def remembered(render: Callable[..., Prompt]) -> Callable[..., Prompt]:
+    """A renderer that renders the same conversation once."""
+    known: dict[str, Prompt] = {}
+
+    def rendered(messages: Sequence[Mapping[str, Any]], **options: Any) -> Prompt:
+        key = json.dumps([messages, options], sort_keys=True)
+        if key not in known:
+            known[key] = render(messages, **options)
+        return known[key]
+
+    return rendered
 
 
 @contextmanager

@@ -114,7 +114,7 @@ TEMPLATES: dict[str, Callable[..., Prompt]] = {
 @contextmanager
 def speaking(model: Any, change: str) -> Iterator[None]:
     """``model`` with a tokenizer, or template, that gets something wrong, while the block lasts."""
-    tokenizer = model.tokenizer
+    tokenizer, original = model.tokenizer, model.chat_prompt
     try:
         if change in ENCODERS:
             model.tokenizer = Spoiled(tokenizer, ENCODERS[change])
@@ -123,14 +123,12 @@ def speaking(model: Any, change: str) -> Iterator[None]:
         elif change == "raw text wrapped":
             model.tokenizer = Spoiled(tokenizer, lambda t, prompt, **o: t.encode(wrapped(model, prompt), **o))
         elif change in TEMPLATES:
-            original = model.chat_prompt
             model.chat_prompt = lambda messages, **options: TEMPLATES[change](original, messages, **options)
         else:
             raise NotApplied(f"no such change of words: {change}")
         yield
     finally:
-        model.tokenizer = tokenizer
-        vars(model).pop("chat_prompt", None)
+        model.tokenizer, model.chat_prompt = tokenizer, original
 
 
 def wrapped(model: Any, prompt: Any) -> Any:
