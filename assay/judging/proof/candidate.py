@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 import assay.accel.model
@@ -132,7 +133,7 @@ class Candidate:
                 angles = angles[np.arange(n) % seam.repeats_after]
             if seam.stands_at:
                 angles = angles[np.minimum(np.arange(n), seam.stands_at)]
-            return assay.accel.model.jnp.asarray(angles, np.float32)
+            return jnp.asarray(angles, jnp.float32)
 
         with replaced(assay.accel.model, "rope_table", table), replaced(self.model, "_rope_tables", {}):
             yield

@@ -212,7 +212,8 @@ def tap_of(fault: Any, xp: Any, positions: Any, ids: Any, n_sequences: int, warm
         here = (fault.stage == STAGES.index(stage)) & ((fault.layer == number) | (fault.layer == EVERY_LAYER))
         flat = x.reshape(len(x), -1)
         width = flat.shape[1]
-        changed = xp.where(fault.gain[:width] == 0, 0, flat[:, fault.order[:width]] * fault.gain[:width])
+        order = xp.minimum(fault.order[:width], width - 1)  # that of a wider stage, whose result here is not used
+        changed = xp.where(fault.gain[:width] == 0, 0, flat[:, order] * fault.gain[:width])
         changed = rounded(changed + fault.offset[:width], fault.keep, fault.levels, xp)
         return xp.where((here & hit)[:, None], changed, flat).reshape(x.shape)
 

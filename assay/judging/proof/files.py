@@ -36,7 +36,10 @@ def spoiled(file: ModelFile, seam: Bytes) -> tuple[ModelFile, list[str]]:
             continue
         if seam.tensors in ("blk.*.weight",) and len(tensor.shape) < 2:
             continue  # matrices, not gains
-        new = with_rows(tensor, lambda raw, t=tensor: seam.change(raw, t.type.name))
+        try:
+            new = with_rows(tensor, lambda raw, t=tensor: seam.change(raw, t.type.name))
+        except KeyError as error:
+            raise NotApplied(f"the change does not know blocks of type {error}") from None
         if not np.array_equal(new.raw(), tensor.raw()):
             tensors[name] = new
             changed.append(name)

@@ -141,6 +141,9 @@ def test_channels_orders_and_bits(x: np.ndarray) -> None:
     assert (one[:, 7] == 0).all() and np.array_equal(np.delete(one, 7, 1), np.delete(x, 7, 1))
     assert np.array_equal(spoil(Activation("ffn_up", order="one"), x), np.roll(x, 1, 1))
     assert np.array_equal(spoil(Activation("ffn_up", order="reversed"), x), x[:, ::-1])
+    fault = fault_of(Activation("ffn_up", order="reversed"), FILE.config, FILE.vocabulary)
+    tap = tap_of(fault, np, np.arange(8), np.full(8, 5), 1, np.zeros(8, bool))
+    assert np.array_equal(tap("attn_norm", 1, x[:, :256]), x[:, :256]), "a narrower stage"
     narrow, head = x[:, : FILE.config.n_heads * FILE.config.head_dim], FILE.config.head_dim
     swapped = spoil(Activation("attention", order="heads"), narrow)
     assert np.array_equal(swapped[:, :head], narrow[:, head : 2 * head])
