@@ -15,9 +15,11 @@ from assay.formats import InputError
 from assay.formats.errors import DIFFERENT
 from assay.formats.system.atomic_file import demand_free, replacing
 from assay.goldens import PROVEN
+from assay.judging.engines_under_test import UnderTest
 from assay.judging.proof import picture, report, results, score
 from assay.parity.mutants import CATALOGUE, smaller
 from assay.parity.mutants.record import ARITHMETICS, described
+from assay.parity.stages import MAX_TOKENS
 from assay.progress import bar
 
 TIERS = ("merge", "full")
@@ -65,7 +67,7 @@ def command(
     file = options.open_file(model)
     only = results.MERGE_GATES if tier == "merge" and not mutant else None
     with bar() as progress:
-        records = list(results.run(file, mutants, ariths, QUICK, out, only, progress))
+        records = list(results.run(file, mutants, ariths, sample, out, only, progress))
     if markdown is not None:
         with replacing(markdown, force=force) as written:
             written.write(report.markdown(records).encode())
@@ -84,6 +86,11 @@ def command(
     else:
         show(records, alarms, fell, less, single=bool(mutant))
     raise typer.Exit(DIFFERENT if alarms or fell else 0)
+
+
+def sample(judged: UnderTest) -> list[int]:
+    """What ``assay parity`` reads where nothing is given."""
+    return judged.sample(QUICK, None, False, MAX_TOKENS)
 
 
 def listed(as_json: bool) -> None:

@@ -22,7 +22,6 @@ from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import account
 from assay.parity.precision import Key
 from assay.parity.sample import OTHER_SAMPLE
-from assay.parity.stages import MAX_TOKENS
 from assay.parity.verdict import Verdict, faults_of, of_flips
 
 RUNS = 4
@@ -51,16 +50,18 @@ class Answer:
 
 NUMBERS = re.compile(r"-?\d[\d.e+-]*|\binf\b|\bnan\b")
 Gate = Callable[[UnderTest], Answer]
+Sample = Callable[[UnderTest], list[int]]
+"""The ids that ``assay parity`` reads where nothing is given. Raises SampleError if both sides do not read the same."""
 
 
-def gates(quick: str, arith: str) -> dict[str, Gate]:
-    """All gates by name; ``quick``: what ``assay parity`` reads where nothing is given.
+def gates(sample: Sample, arith: str) -> dict[str, Gate]:
+    """All gates by name.
 
     The oracle reads everything as a prompt is read, so of its arithmetics that path is judged alone, and writing.
     """
     found: dict[str, Gate] = {"sample": same_sample}
     for path in ("prefill", "decode") if arith != "ggml" else ("prefill",):
-        found[f"parity, {path}"] = lambda u, path=path: parity(u, quick, path)
+        found[f"parity, {path}"] = lambda u, path=path: parity(u, sample, path)
     for path in ("prefill", "decode") if arith != "ggml" else ("prefill",):
         found[f"flips, {path}"] = lambda u, path=path: tokens(u, path)
     for name in test_matrix.WAYS:
@@ -80,10 +81,10 @@ def same_sample(under_test: UnderTest) -> Answer:
     return Answer(Verdict.BIT_EQUAL, [])
 
 
-def parity(under_test: UnderTest, text: str, path: str) -> Answer:
+def parity(under_test: UnderTest, sample: Sample, path: str) -> Answer:
     """``assay parity``: stages, then tokens."""
     try:
-        ids = under_test.sample(text, None, False, MAX_TOKENS)
+        ids = sample(under_test)
     except SampleError:
         return Answer(OTHER_SAMPLE, ["the same sample"])
     found = judge_stages(under_test, ids, path, RUNS, quiet)
@@ -136,14 +137,18 @@ def tokens_of(under_test: UnderTest, ids: list[int], path: str) -> Answer:
 
 
 def named(counted: Any) -> list[str]:
-    """The faults of tokens, without their numbers."""
-    plain = (NUMBERS.sub("", fault).split() for fault in faults_of(counted))
-    return ["tokens: " + " ".join(words) for words in plain]
+    """The faults of tokens, without their numbers; those of measures that have a name by that."""
+    measures = [one.name for one in getattr(counted, "measures", ()) if one.beyond]
+    in_words = faults_of(counted)
+    if measures:  # told in words after the others, the first few of them
+        in_words = [fault for fault in in_words if "flips" in fault]
+    plain = [" ".join(NUMBERS.sub("", fault).split()) for fault in in_words]
+    return [f"tokens: {name}" for name in (*plain, *measures)]
 
 
 def by_way(under_test: UnderTest, name: str, prompt: str) -> Answer:
     """A cell of ``assay axes``."""
-    text = test_matrix.LONG if name == "long" else test_matrix.SHORT
+    text = test_matrix.LONG if name in getattr(test_matrix, "FAR", ("long",)) else test_matrix.SHORT
     with noticed() as checks:
         cell = test_matrix.judged(test_matrix.WAYS[name], under_test, prompt, text, RUNS, {})
     if cell.verdict in FAILED and not checks:

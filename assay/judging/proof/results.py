@@ -15,7 +15,7 @@ from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import baseline
 from assay.judging.proof.bench import Bench, Record
 from assay.judging.proof.candidate import Candidate, DoesNotApply, Shared, instrumented
-from assay.judging.proof.gates import gates
+from assay.judging.proof.gates import Sample, gates
 from assay.judging.proof.outputs import FEW
 from assay.parity.mutants import CATALOGUE, smaller
 from assay.parity.mutants.record import Mutant
@@ -53,7 +53,7 @@ def chosen(tier: str, families: Sequence[str], names: Sequence[str], curves: boo
     return [mutant for mutant in found if not families or mutant.family in families]
 
 
-def run(file: ModelFile, mutants: Sequence[Mutant], ariths: Sequence[str], quick: str, out: Path | None,
+def run(file: ModelFile, mutants: Sequence[Mutant], ariths: Sequence[str], sample: Sample, out: Path | None,
         only: Sequence[str] | None, progress: Progress) -> Iterator[Record]:  # fmt: skip
     """A record of every mutant in every arithmetic, the clean twin's first; those that ``out`` holds are not run again.
 
@@ -70,7 +70,7 @@ def run(file: ModelFile, mutants: Sequence[Mutant], ariths: Sequence[str], quick
         with instrumented(arith):
             progress(done, total, f"{arith}: the clean twin")
             shared = shared or Shared(baseline(file))
-            asked = {name: gate for name, gate in gates(quick, arith).items() if only is None or name in only}
+            asked = {name: gate for name, gate in gates(sample, arith).items() if only is None or name in only}
             bench = Bench(Candidate(file, arith), shared, asked, FEW if only else None)
             clean = bench.clean()
             if ("", arith) not in known:

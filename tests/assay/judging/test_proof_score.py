@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from assay.formats import InputError, open_model
 from assay.goldens import BUILTIN
 from assay.judging.proof import report, results, score
 from assay.judging.proof.bench import Record
-from assay.judging.proof.gates import gates
+from assay.judging.proof.gates import gates, named
 from assay.judging.proof.rivals import BY_LOGITS, GOLDEN, STD_RATIO, caught_by
 from assay.parity.mutants import CATALOGUE, FAMILIES
 from tests.real.null_comparisons import summary, upper_limit
@@ -102,8 +103,8 @@ def test_the_merge_tier_has_every_family() -> None:
 
 
 def test_the_gates_are_those_of_the_commands() -> None:
-    assert set(results.MERGE_GATES) <= set(gates("text", "fast"))
-    assert set(gates("text", "ggml")) < set(gates("text", "fast"))
+    assert set(results.MERGE_GATES) <= set(gates(lambda judged: [1], "fast"))
+    assert set(gates(lambda judged: [1], "ggml")) < set(gates(lambda judged: [1], "fast"))
 
 
 def test_the_limit_of_false_alarms_is_the_rule_of_three() -> None:
@@ -111,3 +112,11 @@ def test_the_limit_of_false_alarms_is_the_rule_of_three() -> None:
     assert 0.005 < upper_limit(2, 1000) < 0.0063 and upper_limit(1, 1) == 1
     said = summary([{"what": "w", "name": "n", "verdict": "NOISE", "near": 1.2, "where": "here"}] * 10)
     assert said["alarms"] == 0 and said["worst"] == {"w: n": [1.2, 10]} and 0.25 < said["upper_95"] < 0.26
+
+
+def test_checks_have_names_without_numbers() -> None:
+    counted = SimpleNamespace(unexplained=(3, 9), p_value=1.0, observed=2, expected=0.1, noise=12.5, measures=())
+    assert "tokens: flips unexplained" in named(counted)
+    assert all(not any(c.isdigit() for c in check) for check in named(counted))
+    counted.measures = (SimpleNamespace(name="gain of leads", beyond=True), SimpleNamespace(name="row", beyond=False))
+    assert "tokens: gain of leads" in named(counted) and "tokens: row" not in named(counted)
