@@ -130,6 +130,6 @@ def as_fact(answer: Answer, kill: bool) -> dict[str, Any]:
 def ratios(answers: dict[str, Answer]) -> tuple[float, float] | None:
     """The smallest and largest std ratio that stages showed."""
     both = [one.std_ratios for one in answers.values() if one.std_ratios]
-    return (min(a for a, _ in both), max(b for _, b in both)) if both else None
+    return (float(np.min(both)), float(np.max(both))) if both else None
 
 

@@ -89,7 +89,9 @@ class Candidate:
                         raise DoesNotApply("source of another engine")
                     stack.enter_context(rewritten(seam))
                     if seam.compiled:
-                        judged = UnderTest(shared, self._loaded())
+                        model = self._loaded()
+                        model.chat_prompt = self.model.chat_prompt
+                        judged = UnderTest(shared, model)
                 case Words() as seam:
                     stack.enter_context(speaking(self.model, seam.change))
             yield judged, site

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from assay.formats import NumericError, SampleError
 from assay.formats.system.progress import quiet
 from assay.judging import judge, test_matrix
@@ -41,7 +43,7 @@ class Answer:
     checks: list[str]
     site: Key | None = None
     std_ratios: tuple[float, float] | None = None
-    """The smallest and the largest of all stages, where they were judged."""
+    """The smallest and the largest of all stages, where they were judged; NaN if one is."""
 
     @property
     def failed(self) -> bool:
@@ -104,7 +106,7 @@ def of_stages(found: StageReport) -> Answer:
     if not found.verdict.green and not over:
         over = ["stages: something else"]
     ratios = [one.std_ratio for one in found.finding.accumulated.values()]
-    return Answer(found.verdict, over, found.finding.site, (min(ratios), max(ratios)))
+    return Answer(found.verdict, over, found.finding.site, (float(np.min(ratios)), float(np.max(ratios))))
 
 
 def beyond(found: StageReport, measure: str) -> bool:

@@ -67,6 +67,7 @@ def test_each_rival_sees_what_it_is_made_for() -> None:
     assert not any(quiet.values())
     loud = caught_by({"prefill": -truth, "greedy": {"text": "no"}}, truth, "yes", (0.2, 1.0))
     assert all(loud[name] for name in (*BY_LOGITS, GOLDEN, STD_RATIO))
+    assert caught_by({"prefill": truth, "greedy": text}, truth, "yes", (np.nan, np.nan))[STD_RATIO]
     assert all(caught_by({"prefill": "not numbers", "greedy": "not numbers"}, truth, "yes", None)[name]
                for name in (*BY_LOGITS, GOLDEN))  # fmt: skip
 
