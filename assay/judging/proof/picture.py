@@ -33,7 +33,8 @@ def png(records: Sequence[Record]) -> bytes:
             at = row - 0.4 + height * (i + 0.5)
             axis.barh(at, 100 * caught.share, 0.92 * height, color=COLOURS[i % 3], hatch="////" if alarm else None,
                       edgecolor="white", linewidth=0, label=arith if row == 0 else None)  # fmt: skip
-            axis.text(100 * caught.share + 0.6, at, f"{100 * caught.share:.0f}{', false alarm' * alarm}", va="center", fontsize=7)
+            said = f"{100 * caught.share:.0f}{', false alarm' * alarm}"
+            axis.text(100 * caught.share + 0.6, at, said, va="center", fontsize=7)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlim(0, 105)
