@@ -122,8 +122,7 @@ def attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, layer: jax.A
     """
     n_sequences, n_tokens, n_heads, head_dim = q.shape
     n_kv_heads, capacity = k_cache.shape[2], k_cache.shape[4]
-    # Never the whole cache: reading that does not depend on the block, and XLA would copy it out before the loop.
-    width = min(WIDEST_BLOCK, capacity // 2)
+    width = block_width(capacity)
     n_shared = n_heads // n_kv_heads  # query heads that look at the same keys
     heads = q.reshape(n_sequences, n_tokens, n_kv_heads, n_shared, head_dim).transpose(0, 2, 3, 1, 4)
     heads = heads.reshape(n_sequences, n_kv_heads, n_shared * n_tokens, head_dim)
@@ -150,6 +149,12 @@ def attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, layer: jax.A
     _, total, mixed = lax.fori_loop(0, positions.max() // width + 1, look, state)
     out = (mixed / total).reshape(n_sequences, n_kv_heads, n_shared, n_tokens, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def block_width(capacity: int) -> int:
+    """Positions of a cache that are looked at together. Never the whole cache: reading that does not depend on the
+    block, and XLA would copy it out before the loop."""
+    return min(WIDEST_BLOCK, capacity // 2)
 
 
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -108,8 +108,8 @@ def placeholders(spellings: Sequence[str], everything: str) -> dict[str, str]:
     free = (chr(code) for code in chain(*PRIVATE_USE) if chr(code) not in taken)
     mask = dict(zip(spellings, free, strict=False))
     if len(mask) < len(spellings):
-        raise InputError("the text uses up all private-use characters", where="messages",
-                         remedy="Remove them, or pass special_in_content=True.")  # fmt: skip
+        raise InputError("the text has every private-use character in it", where="messages",
+                         remedy="Remove some, or pass special_in_content=True.")  # fmt: skip
     return mask
 
 
@@ -179,7 +179,7 @@ def run_child(request: dict[str, Any]) -> Any:
     try:
         sent = json.dumps(request, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise InputError("a lone surrogate is not text", where="bos_token, eos_token",
+        raise InputError("the text holds a lone surrogate", where="bos_token, eos_token",
                          remedy="Pass the tokens as the vocabulary has them.") from None  # fmt: skip
     try:
         child = subprocess.run(python_child(SANDBOX, needs=("jinja2", "markupsafe"), only=True), input=sent,

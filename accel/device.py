@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from functools import cache
@@ -11,43 +10,37 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from assay.formats.system.cpus import processors
-
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """As Linux names them: the first two on x86, the last on Arm."""
 
 
-def leave_room_for_callbacks() -> None:
-    """Give XLA two threads on a single processor. Call it before anything is computed.
+def computing_on() -> jax.Device:
+    """The device that this thread computes on, inside ``own_settings``; outside, JAX's first.
 
-    XLA has a thread for each processor to compute in. A tap is called from there, and its argument becomes a NumPy
-    array only in such a thread, too: with one processor each waits for the other, now and then, for ever (jax 0.10).
-    XLA takes the number of processors from the variable NPROC if there is one; nothing else in it helped (no
-    asynchronous dispatch: still one hang in two runs of 150 tapped passes; with this none in six).
+    For code that is traced, whose digest (``formats/system/code_digest.py``) must be told from what it names.
     """
-    if processors() == 1:
-        os.environ.setdefault("NPROC", "2")
+    return jax.default_device.value or jax.devices()[0]
 
 
-@cache
-def dense_type(arith: str) -> jnp.dtype:
-    """The type in which decoded matrices are multiplied: for ``fast`` bf16 where the hardware does that, else f32.
+def dense_type(arith: str, device: jax.Device) -> jnp.dtype:
+    """The type in which ``device`` multiplies decoded matrices: for ``fast`` bf16 where the hardware does, else f32.
 
     A processor without bf16 instructions widens every element first: on Zen 3 bf16 dots of 128 tokens reach 70
     GFLOP/s and f32 dots 100 to 130; on Zen 4, which has them, 340 and 190.
     """
-    return jnp.dtype(jnp.bfloat16 if arith == "fast" and multiplies_bf16() else jnp.float32)
+    return jnp.dtype(jnp.bfloat16 if arith == "fast" and multiplies_bf16(device) else jnp.float32)
 
 
-def multiplies_bf16() -> bool:
-    """Whether the device has instructions for bf16 products; a processor that does not say so has none."""
-    if jax.default_backend() != "cpu":
+def multiplies_bf16(device: jax.Device) -> bool:
+    """Whether a device has instructions for bf16 products; a processor that does not say so has none."""
+    if device.platform != "cpu":
         return True
     if platform.system() == "Darwin":
         return False  # XLA uses none there
     return not BF16_FLAGS.isdisjoint(instructions())
 
 
+@cache
 def instructions() -> frozenset[str]:
     """Names of the processor's instruction sets, as Linux lists them; empty where the system does not say."""
     try:
@@ -58,12 +51,13 @@ def instructions() -> frozenset[str]:
     return frozenset(next(words, []))
 
 
-def read_bandwidth() -> float | None:
-    """Bytes a second that the device reads from its own memory, the best of five; None for a processor, whose memory is
+def read_bandwidth(device: jax.Device) -> float | None:
+    """Bytes a second that a device reads from its own memory, the best of five; None for a processor, whose memory is
     the machine's."""
-    if jax.default_backend() == "cpu":
+    if device.platform == "cpu":
         return None
-    array, total, best = jnp.ones(1 << 28, jnp.float32), jax.jit(jnp.sum), 0.0  # 1 GiB: no cache holds it
+    array = jnp.ones(1 << 28, jnp.float32, device=device)  # 1 GiB: no cache holds it
+    total, best = jax.jit(jnp.sum), 0.0
     total(array).block_until_ready()
     for _ in range(5):
         started = time.perf_counter()

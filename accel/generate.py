@@ -100,7 +100,8 @@ def generate_batch(model: Model, prompts: Sequence[str | Prompt | Sequence[int]]
     Σ decode_tokens / decode_s.
     """
     if not 1 <= len(prompts) <= MAX_SEQUENCES:
-        raise InputError(f"{len(prompts)} prompts", where="batch", remedy=f"Give 1 to {MAX_SEQUENCES}")
+        raise InputError(f"{len(prompts)} prompts cannot be answered at once", where="batch",
+                         remedy=f"Give 1 to {MAX_SEQUENCES}")
     settings, results, writers = settings_of(sampling or Sampling()), [], []
     for prompt in prompts:
         result = Generation(text_of(prompt), encode(model, prompt), timings=Timings(open_s=model.open_s))

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from assay.accel.blocks import dequantize
-from assay.accel.device import dense_type
+from assay.accel.device import computing_on, dense_type
 from assay.accel.dots import elements, group_dots, sheets
 from assay.accel.layout import GROUP, LAYOUTS
 from assay.accel.pack import Packed, Stack
@@ -113,7 +113,7 @@ def product(x: jax.Array, rounded: Activations, packed: Packed, slot: jax.Array,
         return one_by_one(integer_product, a, packed, slot)
     if len(x) <= FEW_TOKENS:
         return one_by_one(float_product, x, packed, slot)
-    dtype = dense_type(arith)
+    dtype = dense_type(arith, computing_on())
     width, (most_outputs, most_elements) = n_out, WIDEST_DECODED[dtype.name]
     while width > min(most_outputs, most_elements // x.shape[1]) and width % 2 == 0:
         width //= 2

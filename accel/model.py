@@ -16,18 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
 
-from assay.accel.attention import CACHE_TYPES, KVCache
+from assay.accel.attention import CACHE_TYPES, SMALLEST_CAPACITY, KVCache, block_width
 from assay.accel.chat import chat_prompt
-from assay.accel.device import dense_type, leave_room_for_callbacks
-from assay.accel.jax_settings import default_device, in_own_settings, own_settings
+from assay.accel.device import dense_type
+from assay.accel.jax_settings import default_device, in_own_settings
 from assay.accel.matmul import FEW_TOKENS
 from assay.accel.pack import pack, plan
 from assay.accel.programs import Programs, give_back_memory
 from assay.accel.rope import rope_table
 from assay.accel.sampler import SampledToken, Settings, settings_of
-from assay.accel.steps import State, decode, read, read_all
+from assay.accel.steps import MOST_STEPS, DeviceTap, State, decode, embed, read, read_all
+from assay.accel.taps import Taps
 from assay.accel.tokenizer import Tokenizer
 from assay.formats import InputError, ModelFile, NumericError
 from assay.formats.contract.arguments import checked
@@ -60,16 +60,13 @@ class Model:
             if value not in known:
                 raise InputError(f"the accelerated engine has no {what} {value!r}", where=where,
                                  remedy=f"Choose one of {', '.join(known)}")  # fmt: skip
-        leave_room_for_callbacks()
         self.device = default_device()
         """Where all of it is: decided here, whatever the default is later."""
         self.file, self.arith, self.cache_type = file, arith, cache_type
         self.open_s = 0.0
-        self.programs = Programs(self.device)
+        self.programs, self.taps = Programs(self.device), Taps(self.device)
         self._rope_tables: dict[int, jax.Array] = {}
         self._end_ids = np.array(sorted(file.vocabulary.end_ids), np.int32)
-        self._tap: Tap | None = None
-        self._n_shown = 0
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
             tokenizer = pool.submit(Tokenizer, file.vocabulary, nfc=nfc)
             self.params = self._packed(progress)
@@ -106,16 +103,29 @@ class Model:
 
     @checked
     @in_own_settings
-    def prefill(self, ids: Sequence[int], cache: KVCache | None = None) -> tuple[np.ndarray, KVCache]:
-        """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
+    def prefill(self, ids: Sequence[int], cache: KVCache | None = None,
+                tap: Tap | None = None) -> tuple[np.ndarray, KVCache]:  # fmt: skip
+        """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache.
+
+        With a ``tap`` the programs are those of a generation with calls back to the host in them.
+        """
         cache = self.new_cache() if cache is None else cache
-        _, logits, _ = self.read(ids, cache, self.new_seen([]), settings_of(Sampling()))
+        _, logits, _ = self.read(ids, cache, self.new_seen([]), settings_of(Sampling()), tap=tap)
         return finite_logits(logits)[0], cache
 
     @checked
-    def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
-        """Append one token; logits [n_vocab] after it, and the cache."""
-        return self.prefill([token], cache)
+    def decode(self, token: int, cache: KVCache, tap: Tap | None = None) -> tuple[np.ndarray, KVCache]:
+        """Append one token; logits [n_vocab] after it, and the cache. ``tap`` as in :meth:`prefill`."""
+        return self.prefill([token], cache, tap)
+
+    @checked
+    @in_own_settings
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        """The rows of the embedding that ``ids`` name, f32 [n_tokens, hidden_size], as every program looks them up."""
+        self.file.check_known(ids)
+        padded = pad(ids, 1 << max(4, (len(ids) - 1).bit_length()))
+        rows = self.programs.run(("embed", len(padded)), partial(embed, self.file.config), self.params, padded)
+        return np.asarray(rows)[: len(ids)]
 
     @checked
     @in_own_settings
@@ -129,25 +139,16 @@ class Model:
         cache = self.new_cache()
         padded = pad(ids, 1 << max(4, (len(ids) - 1).bit_length()))
         cache.reserve(len(padded))
-        self._tap, self._n_shown = tap, len(ids)
-        name, device_tap = ("tapped", self._device_tap) if tap else ("all", identity)
-        key = (name, len(padded), cache.capacity)
+        key = (*self._named("all", tap), len(padded), cache.capacity)
         turns = self._turns(cache.capacity)
-        function = partial(read_all, self.file.config, self.arith, device_tap)
-        try:
+        function = partial(read_all, self.file.config, self.arith, self._device_tap(tap))
+        with self.taps.shown_to(tap, len(ids)):
             logits = self.programs.run(key, function, self.params, padded, turns, cache.k, cache.v)
             return finite_logits(logits)[: len(ids)]
-        except jax.errors.JaxRuntimeError as error:
-            # JAX itself hands a callback its arguments, in a thread where only settings of the whole process hold.
-            if tap and "Disallowed" in str(error) and "transfer" in str(error):
-                raise InputError("JAX may not move activations to the host, so there is nothing to tap",
-                                 where="jax_transfer_guard=disallow_explicit",
-                                 remedy="Set it to disallow, or for one thread only") from error  # fmt: skip
-            raise
 
     @in_own_settings
-    def read(self, ids: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings,
-             n_top: int = 0) -> tuple[SampledToken, jax.Array, jax.Array]:  # fmt: skip
+    def read(self, ids: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings, n_top: int = 0,
+             tap: Tap | None = None) -> tuple[SampledToken, jax.Array, jax.Array]:  # fmt: skip
         """Append ``ids`` to the only sequence of the cache, chunk by chunk, and choose the first token after them.
 
         Returns the choice, in NumPy scalars, and on the device the logits [1, n_rows] and ``seen``, which was donated.
@@ -156,57 +157,68 @@ class Model:
         cache.reserve(len(cache.ids) + len(ids))  # at once: each size of cache has programs of its own
         choices: Any = None
         logits: Any = None
-        longest = LONGEST[dense_type(self.arith).name]
+        longest = LONGEST[dense_type(self.arith, self.device).name]
         for at in range(0, len(ids), longest):
             piece = list(ids[at : at + longest])
             if len(piece) <= ONE_BY_ONE:
                 for token in piece:
                     steps, logits, seen = self.decode_steps(
-                        [token], cache, seen, settings, 0, 1, np.zeros(1, bool), n_top
+                        [token], cache, seen, settings, 0, 1, np.zeros(1, bool), n_top, tap
                     )
                     choices = steps[0]
                     cache.ids.append(token)
             else:
-                choices, logits, seen = self._read_chunk(piece, cache, seen, settings, n_top)
+                choices, logits, seen = self._read_chunk(piece, cache, seen, settings, n_top, tap)
                 cache.ids.extend(piece)
         return jax.tree.map(lambda a: a[0], choices), logits, seen
 
-    def _read_chunk(self, ids: list[int], cache: KVCache, seen: jax.Array, settings: Settings,
-                    n_top: int) -> tuple[SampledToken, jax.Array, jax.Array]:  # fmt: skip
+    def _read_chunk(self, ids: list[int], cache: KVCache, seen: jax.Array, settings: Settings, n_top: int,
+                    tap: Tap | None) -> tuple[SampledToken, jax.Array, jax.Array]:  # fmt: skip
         padded = pad(ids, next(length for length in CHUNKS if length >= len(ids)))[None]
         start = np.array([len(cache.ids)], np.int32)
         cache.reserve(len(cache.ids) + padded.shape[1])
-        choices, logits, state = self.programs.run(
-            ("read", padded.shape, cache.capacity, n_top, settings.greedy), self._step(read, n_top), self.params,
-            padded, np.int32(len(ids)), start, self._turns(cache.capacity), State(cache.k, cache.v, seen), settings,
-            np.int32(0), donate=(5,),
-        )  # fmt: skip
-        cache.k, cache.v, seen = state
-        return jax.device_get(choices), logits, seen
+        key = (*self._named("read", tap), padded.shape, cache.capacity, n_top, settings.greedy)
+        with self.taps.shown_to(tap, len(ids)):
+            choices, logits, state = self.programs.run(
+                key, self._step(read, n_top, tap), self.params, padded, np.int32(len(ids)), start,
+                self._turns(cache.capacity), State(cache.k, cache.v, seen), settings, np.int32(0), donate=(5,),
+            )  # fmt: skip
+            cache.k, cache.v, seen = state
+            return jax.device_get(choices), logits, seen
 
-    def _step(self, step: Callable[..., Any], n_top: int) -> Callable[..., Any]:
-        """A step of ``accel/steps.py`` for this model."""
-        return partial(step, self.file.config, self.arith, n_top, len(self.file.vocabulary))
+    def _step(self, step: Callable[..., Any], n_top: int, tap: Tap | None = None) -> Callable[..., Any]:
+        """A step of ``accel/steps.py`` for this model; the same step calls back where there is a ``tap``."""
+        return partial(step, self.file.config, self.arith, n_top, len(self.file.vocabulary), self._device_tap(tap))
+
+    def _device_tap(self, tap: Tap | None) -> DeviceTap:
+        """What a program calls at every stage: nothing, unless there is a ``tap``."""
+        return self.taps.device_tap if tap else identity
+
+    def _named(self, name: str, tap: Tap | None) -> tuple[str, ...]:
+        """What a program is known by: one with taps in it is another."""
+        return (name, "tapped") if tap else (name,)
 
     @in_own_settings
     def decode_steps(self, tokens: Sequence[int], cache: KVCache, seen: jax.Array, settings: Settings, counter: int,
-                     n_steps: int, ended: np.ndarray,
-                     n_top: int = 0) -> tuple[list[SampledToken], jax.Array, jax.Array]:  # fmt: skip
+                     n_steps: int, ended: np.ndarray, n_top: int = 0,
+                     tap: Tap | None = None) -> tuple[list[SampledToken], jax.Array, jax.Array]:  # fmt: skip
         """Read one token for each sequence of the cache, then what each of them chose, ``n_steps`` times in all.
 
         Returns the choices that were made, as NumPy arrays [n_sequences] for each step, and on the device the last
-        logits [n_sequences, n_rows] and ``seen``. The caller enters into ``cache.sequences`` what it accepts.
+        logits [n_sequences, n_rows] and ``seen``. The caller enters into ``cache.sequences`` what it accepts. A ``tap``
+        is shown a row for each sequence, step after step.
         """
         start = np.array([len(ids) for ids in cache.sequences], np.int32)
         cache.reserve(int(start.max()) + n_steps)
-        key = ("decode", len(tokens), cache.capacity, n_top, settings.greedy)
-        choices, made, logits, state = self.programs.run(
-            key, self._step(decode, n_top), self.params, np.array(tokens, np.int32), start,
-            self._turns(cache.capacity), State(cache.k, cache.v, seen), settings, np.int32(counter),
-            np.int32(n_steps), ended, self._end_ids, donate=(4,),
-        )  # fmt: skip
-        cache.k, cache.v, seen = state
-        choices, made = jax.device_get((choices, made))
+        key = (*self._named("decode", tap), len(tokens), cache.capacity, n_top, settings.greedy)
+        with self.taps.shown_to(tap, len(tokens)):
+            choices, made, logits, state = self.programs.run(
+                key, self._step(decode, n_top, tap), self.params, np.array(tokens, np.int32), start,
+                self._turns(cache.capacity), State(cache.k, cache.v, seen), settings, np.int32(counter),
+                np.int32(n_steps), ended, self._end_ids, donate=(4,),
+            )  # fmt: skip
+            cache.k, cache.v, seen = state
+            choices, made = jax.device_get((choices, made))
         return [jax.tree.map(lambda a, i=i: a[i], choices) for i in range(int(made))], logits, seen
 
     @in_own_settings
@@ -227,12 +239,29 @@ class Model:
             "engine": "accel",
             "arith": self.arith,
             "dtype": "float32",
-            "dense": dense_type(self.arith).name,
+            "dense": dense_type(self.arith, self.device).name,
             "int8_up_to": FEW_TOKENS if self.arith == "fast" else 0,
             "cache": self.cache_type,
+            "boundaries": self._boundaries(),
             "device": f"{device.platform}:{device.device_kind}",
             "jax": jax.__version__,
             "jaxlib": version("jaxlib"),
+        }
+
+    def _boundaries(self) -> dict[str, Any]:
+        """The lengths, in tokens, at which what is computed goes another way."""
+        context = self.file.config.context_length
+        longest = LONGEST[dense_type(self.arith, self.device).name]
+        capacities = [SMALLEST_CAPACITY]
+        while capacities[-1] < context:
+            capacities.append(2 * capacities[-1])
+        return {
+            "one_by_one": ONE_BY_ONE,
+            "few": FEW_TOKENS,
+            "chunk": [length for length in CHUNKS if length <= longest],
+            "attention_block": sorted({block_width(capacity) for capacity in capacities}),
+            "cache": capacities,
+            "steps": MOST_STEPS,
         }
 
     def _prepare(self) -> None:
@@ -254,22 +283,6 @@ class Model:
             config = self.file.config
             self._rope_tables[capacity] = rope_table(capacity, config.head_dim, config.rope_theta)
         return self._rope_tables[capacity]
-
-    def _device_tap(self, stage: str, layer: jax.Array | int, activation: jax.Array) -> jax.Array:
-        """A tap for inside a compiled program: hands the activation to the host's tap and takes one back."""
-        like = jax.ShapeDtypeStruct(activation.shape, activation.dtype)
-        return io_callback(partial(self._show, stage), like, layer, activation, ordered=True)
-
-    def _show(self, stage: str, layer: np.ndarray, activation: np.ndarray) -> np.ndarray:
-        """Show the host's tap the rows that are tokens, not padding.
-
-        XLA picks the thread: the tap sees JAX's settings of the process there, or the engine's.
-        """
-        assert self._tap is not None
-        with own_settings(self.device):  # a thread of XLA's, with the process's settings
-            whole, index = np.array(activation), int(layer)
-        whole[: self._n_shown] = self._tap(stage, None if index < 0 else index, whole[: self._n_shown].copy())
-        return whole
 
 
 def pad(ids: Sequence[int], length: int) -> np.ndarray:

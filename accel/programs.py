@@ -60,7 +60,7 @@ class Programs:
         path = path_of(code, donate, arguments)
         program = load(path, self.device)
         if program is None:
-            program = compiled(jitted(function, code, donate), *arguments)
+            program = compiled(jitted(function, code, donate), self.device, *arguments)
             if digest(function) == code:
                 save(path, program)
             elif code is not None:  # replaced while it was traced: what that made is neither's
@@ -74,9 +74,9 @@ def jitted(function: Callable[..., Any], code: str | None, donate: tuple[int, ..
     return made if code is None else _JITTED.setdefault((code, donate), made)
 
 
-def compiled(function: Any, *arguments: Any) -> Any:
-    """``function`` (a ``jax.jit``) compiled for these arguments or shapes."""
-    program = function.lower(*arguments).compile(compiler_options())
+def compiled(function: Any, device: jax.Device, *arguments: Any) -> Any:
+    """``function`` (a ``jax.jit``) compiled for these arguments or shapes, on ``device``, which JAX's settings name."""
+    program = function.lower(*arguments).compile(compiler_options(device))
     give_back_memory()
     return program
 
@@ -87,7 +87,7 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def compiler_options() -> dict[str, Any]:
-    """Options for this device. XLA's CPU backend prefers 256-bit vectors even where the processor has 512; the integer
+def compiler_options(device: jax.Device) -> dict[str, Any]:
+    """Options for a device. XLA's CPU backend prefers 256-bit vectors even where the processor has 512; the integer
     dots gain 20 to 50 % from the wider ones (measured on Zen 4), and narrower processors ignore the wish."""
-    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
+    return {"xla_cpu_prefer_vector_width": 512} if device.platform == "cpu" else {}

@@ -76,7 +76,7 @@ def forward(params: Params, config: Config, arith: str, ids: jax.Array, start: j
         x = tap("ffn_residual", layer, x + tap("ffn_out", layer, *linear(gated, "ffn_down")))
         return (x, k_cache, v_cache), None
 
-    x = tap("embedding", -1, lookup(params.embedding, ids.reshape(-1))[:, : config.hidden_size])
+    x = tap("embedding", -1, embed(config, params, ids.reshape(-1)))
     (x, k_cache, v_cache), _ = lax.scan(layer_step, (x, k_cache, v_cache), jnp.arange(config.n_layers))
     return tap("final_norm", -1, rms_norm(x, params.final_gain, eps)), k_cache, v_cache
 
@@ -90,16 +90,16 @@ class State(NamedTuple):
     """[n_sequences, n_rows] bool: the ids that the repeat penalty is for."""
 
 
-def read(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, ids: jax.Array, n: jax.Array,
-         start: jax.Array, turns: jax.Array, state: State, settings: Settings,
+def read(config: Config, arith: str, n_top: int, n_vocab: int, tap: DeviceTap, params: Params, ids: jax.Array,
+         n: jax.Array, start: jax.Array, turns: jax.Array, state: State, settings: Settings,
          counter: jax.Array) -> tuple[SampledToken, jax.Array, State]:  # fmt: skip
     """Read ids [n_sequences, n_tokens], of which the first ``n`` count, and choose each sequence's next token.
 
     Returns the choices and the logits [n_sequences, n_rows] after the n-th token; the chosen tokens are not ``seen``.
     """
-    x, k_cache, v_cache = forward(params, config, arith, ids, start, turns, state.k_cache, state.v_cache)
+    x, k_cache, v_cache = forward(params, config, arith, ids, start, turns, state.k_cache, state.v_cache, tap)
     last = lax.dynamic_slice_in_dim(x.reshape(*ids.shape, -1), n - 1, 1, axis=1)[:, 0]
-    logits = matmul_slices(last, params.output, arith)
+    logits = tap("logits", -1, matmul_slices(last, params.output, arith))
     pick = partial(choose, n_top=n_top, n_vocab=n_vocab)
     choice = jax.vmap(pick, in_axes=(0, 0, None, None))(logits, state.seen, settings, counter)
     return choice, logits, State(k_cache, v_cache, state.seen)
@@ -109,9 +109,10 @@ Loop = tuple[jax.Array, jax.Array, jax.Array, SampledToken, jax.Array, State]
 """What ``decode`` carries from step to step: the step's number, tokens, which ended, choices, logits, state."""
 
 
-def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params, tokens: jax.Array, start: jax.Array,
-           turns: jax.Array, state: State, settings: Settings, counter: jax.Array, n_steps: jax.Array,
-           ended: jax.Array, end_ids: jax.Array) -> tuple[SampledToken, jax.Array, jax.Array, State]:  # fmt: skip
+def decode(config: Config, arith: str, n_top: int, n_vocab: int, tap: DeviceTap, params: Params, tokens: jax.Array,
+           start: jax.Array, turns: jax.Array, state: State, settings: Settings, counter: jax.Array,
+           n_steps: jax.Array, ended: jax.Array,
+           end_ids: jax.Array) -> tuple[SampledToken, jax.Array, jax.Array, State]:  # fmt: skip
     """Up to ``n_steps`` (at most MOST_STEPS) steps of one token a sequence, each reading what the one before it chose.
 
     tokens, start, ended [n_sequences]. Stops when every sequence has chosen one of ``end_ids`` or was ``ended``.
@@ -123,7 +124,7 @@ def decode(config: Config, arith: str, n_top: int, n_vocab: int, params: Params,
         rows = jnp.arange(len(tokens))
         state = state._replace(seen=state.seen.at[rows, tokens].set(True))
         one = jnp.int32(1)
-        return read(config, arith, n_top, n_vocab, params, tokens[:, None], one, start + i, turns, state, settings,
+        return read(config, arith, n_top, n_vocab, tap, params, tokens[:, None], one, start + i, turns, state, settings,
                     counter + i)  # fmt: skip
 
     def goes_on(loop: Loop) -> jax.Array:
@@ -152,3 +153,8 @@ def read_all(config: Config, arith: str, tap: DeviceTap, params: Params, ids: ja
     start = jnp.zeros(1, jnp.int32)
     x, _, _ = forward(params, config, arith, ids[None], start, turns, k_cache, v_cache, tap)
     return tap("logits", -1, matmul_slices(x, params.output, arith))
+
+
+def embed(config: Config, params: Params, ids: jax.Array) -> jax.Array:
+    """Rows of the embedding, f32 [n_tokens, hidden_size]."""
+    return lookup(params.embedding, ids)[:, : config.hidden_size]

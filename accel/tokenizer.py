@@ -23,7 +23,15 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
+from assay.formats.contract.vocabulary import (
+    CONTROL,
+    DAMAGED_VOCABULARY,
+    NORMAL,
+    UNDEFINED,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+)
 from assay.formats.errors import InputError, ModelError
 
 QWEN2 = (
@@ -55,13 +63,14 @@ def _pipeline(vocabulary: Vocabulary, nfc: bool) -> Pipeline:
     ModelError where the library would stay silent (it drops a character without a token) or fail its own way.
     """
     if vocabulary.pre not in PATTERNS:
-        raise ModelError(f"unknown pre-tokeniser {vocabulary.pre!r}", where="tokenizer.ggml.pre",
+        raise ModelError(f"the pre-tokeniser {vocabulary.pre!r} is unknown", where="tokenizer.ggml.pre",
                          remedy=f"Assay knows {', '.join(PATTERNS)}.")
     normal = vocabulary.ids_of_kind(NORMAL)
     tokens = {vocabulary.tokens[i]: i for i in normal}
     if len(tokens) != len(normal):
         twice = next(vocabulary.tokens[i] for i in normal if tokens[vocabulary.tokens[i]] != i)
-        raise ModelError(f"two tokens are spelled {twice!r}", where="vocabulary")
+        raise ModelError(f"two tokens are spelled {twice!r}", where="vocabulary",
+                         remedy=DAMAGED_VOCABULARY)
     if missing := [byte for character, byte in BYTES.items() if character not in tokens]:
         raise ModelError(f"no token stands for byte 0x{min(missing):02X}", where="vocabulary",
                          remedy="A byte-level BPE vocabulary has a token for each of the 256 bytes.")
@@ -69,7 +78,8 @@ def _pipeline(vocabulary: Vocabulary, nfc: bool) -> Pipeline:
     for line in dict.fromkeys(vocabulary.merges):  # of a merge listed twice the first counts
         left, _, right = line.partition(" ")
         if left not in tokens or right not in tokens or left + right not in tokens:
-            raise ModelError(f"merge {line!r} needs a token that does not exist", where="vocabulary")
+            raise ModelError(f"merge {line!r} needs a token that does not exist", where="vocabulary",
+                             remedy=DAMAGED_VOCABULARY)
         merges.append((left, right))
     pipeline = Pipeline(BPE(vocab=tokens, merges=merges))
     if nfc:
@@ -149,7 +159,8 @@ class Tokenizer:
 
     def _shown(self, token_id: int, special: bool) -> bytes:
         if not 0 <= token_id < len(self.vocabulary):
-            raise InputError(f"token id {token_id} is not in 0..{len(self.vocabulary) - 1}", where="ids")
+            raise InputError(f"token id {token_id} is outside the vocabulary of {len(self.vocabulary)}", where="ids",
+                             remedy="Decode with the tokenizer that encoded")
         token, kind = self.vocabulary.tokens[token_id], self.vocabulary.kinds[token_id]
         if kind == UNUSED:
             return UNDEFINED.format(token_id).encode()
@@ -159,7 +170,7 @@ class Tokenizer:
             return bytes([BYTES[character] for character in token])
         except KeyError as error:
             raise ModelError(f"{error.args[0]!r} in token {token_id} ({token!r}) stands for no byte",
-                             where="vocabulary") from None
+                             where="vocabulary", remedy=DAMAGED_VOCABULARY) from None
 
     def _named_tokens(self, prompt: Prompt, special: bool) -> Iterator[tuple[int, int, int]]:
         """``(start, stop, id)`` of each named token: leftmost, longest first.

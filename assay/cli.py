@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from typer.exceptions import TyperException
 
 from assay.commands import options
 from assay.formats import AssayError
+from assay.formats.system.signals import Ended, ending_when_told
 from assay.output import prepare_streams, say
 
 EPILOG = (
@@ -38,7 +38,7 @@ assay --help lists all commands, assay COMMAND --help the options of one.
 """
 
 COMMANDS = ("run", "chat", "tokenize", "inspect", "convert", "tensors", "validate", "hex", "diff", "pull", "bench",
-            "parity", "flips", "bisect", "axes", "trace", "quantize", "doctor", "prove")  # fmt: skip
+            "parity", "flips", "bisect", "axes", "trace", "perplexity", "quantize", "doctor", "prove")  # fmt: skip
 """Modules of ``assay/commands``, in the order of ``assay --help``."""
 
 
@@ -56,7 +56,9 @@ def version(wanted: bool) -> None:
 
 
 def assay(
-    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Show it.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Does the fast engine compute what the model file says?"""
 
@@ -75,8 +77,14 @@ def app_for(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(assay)
     for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
-        app.command(name, epilog=EPILOG)(import_module(f"assay.commands.{name}").command)
+        command = import_module(f"assay.commands.{name}").command
+        app.command(name, help=flowing(command.__doc__ or ""), epilog=EPILOG)(command)
     return app
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs are one line each, for the terminal to break: Typer keeps line ends as they are."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def main() -> None:
@@ -92,33 +100,6 @@ def main() -> None:
         discard_output()
         code = fail(f"the system refused: {error}", 2)
     sys.exit(code)
-
-
-class Ended(BaseException):
-    """We were told to end. No ``Exception``, as Ctrl-C is none: what is unfinished is removed on the way out."""
-
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
-
-
-@contextmanager
-def ending_when_told() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise ``Ended`` in the block, once: ``timeout`` sends a second one while we tidy up.
-
-    A signal that whoever started us chose to ignore (``nohup``) stays ignored.
-    """
-    def end(number: int, _: object) -> None:
-        for one in heeded:
-            signal.signal(one, signal.SIG_IGN)
-        raise Ended(number)
-
-    heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {one: signal.signal(one, end) for one in heeded}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def outcome() -> int:

@@ -113,5 +113,5 @@ def package_of(model: Any) -> Any:
     for engine in ENGINES:
         if f"assay.{engine}" in homes:
             return import_module(f"assay.{engine}")
-    raise InputError(f"a {type(model).__name__} is not an engine", where="model",
+    raise InputError(f"an object of type {type(model).__name__} is not an engine", where="model",
                      remedy="Give what assay.load returned")  # fmt: skip

@@ -32,7 +32,7 @@ class AssayError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        self.what, self.where, self.remedy = what, where, remedy
+        self.what, self.where, self.remedy = what, where, remedy.removesuffix(".")  # none after a command or an address
         super().__init__(what, where, remedy)
 
     def __str__(self) -> str:

@@ -268,7 +268,8 @@ def check_tensors(tensors: Mapping[str, Tensor], config: Config, *, where: str) 
                          remedy="The conversion lost them; convert again from the original")  # fmt: skip
     if surplus := [name for name in tensors if name not in expected]:
         raise ModelError(f"{len(surplus)} tensors are not part of a Qwen2 model: {_some([*map(shown, surplus)])}",
-                         where=where, remedy="Running without them would not be this model")  # fmt: skip
+                         where=where,
+                         remedy="Assay runs plain Qwen2 only; without them it would not be this model")  # fmt: skip
     wrong = [
         f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
@@ -276,7 +277,8 @@ def check_tensors(tensors: Mapping[str, Tensor], config: Config, *, where: str) 
     ]
     if wrong:
         raise ModelError(f"{len(wrong)} tensors have the wrong shape: {_some(wrong)}", where=where,
-                         remedy="The hyper-parameters and the weights are not of one model")  # fmt: skip
+                         remedy="The hyper-parameters and the weights are not of one model; convert again from "
+                         "the original")  # fmt: skip
     foreign = [f"{t.name} ({t.type.name})" for t in tensors.values() if t.type.name not in blocks.DECODABLE]
     if foreign:
         raise ModelError(f"{len(foreign)} tensors are stored in types Assay cannot decode: {_some(foreign)}",

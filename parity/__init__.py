@@ -5,6 +5,10 @@ It is handed engines (``contract.engine.Engine``) and knows none of them, so any
     sample.py       the gate: same prompt, ids, weights, stages, shapes; otherwise no number is computed
     precision.py    what an arithmetic declares to round, as a tap that rounds an oracle in the same way at random
     distance.py     how far one activation is from the true one
+    coherence.py    what of that points one way, as a fault does and rounding does not
+    floor.py        what noisy runs allow: an error in units of it
+    bounds.py       what f32 can be wrong by, derived: an oracle beyond it is accused
+    visible.py      the smallest fault that a floor would have shown
     stages.py       every stage of every layer fed with the truth: the error that is its own, beside the floor
     prediction.py   which tokens can flip, and how probable that is
     flips.py        which did, and whether that was predicted

@@ -23,12 +23,9 @@ from assay.formats import NumericError
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine, Tap
 from assay.parity.distance import distance
+from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor, in_floors
 from assay.parity.precision import Key
-from assay.parity.stages import Distances, NoiseFloor, accumulated, local, over_floor
-
-TOLERANCE_FACTOR = 4.0
-"""Floors that an error may measure: the floor is the largest of a few draws, and another draw may be larger. Right
-engines showed up to 2.4 (``docs/parity.md``)."""
+from assay.parity.stages import Distances, accumulated, local
 
 
 @dataclass(frozen=True)
@@ -39,14 +36,19 @@ class Finding:
     """The distance of every stage of an ordinary run."""
     local: Distances
     """The error of every stage that was fed with the truth."""
-    ratios: Mapping[Key, float]
-    """The same in floors."""
+    tests: Mapping[Key, Mapping[str, float]]
+    """The same in floors, by the name of each test; NaN where there is no floor."""
     wrong: tuple[Key, ...]
     """Every stage whose local error is beyond the floor, in order."""
     logits_restored: float | None
     """Relative L2 distance of the logits with the truth transplanted at every wrong stage; None where nothing was."""
     forwards: int = 0
     """Candidate runs that it took; none where a dump was judged."""
+
+    @property
+    def ratios(self) -> dict[Key, float]:
+        """The largest of each stage's tests."""
+        return {key: max(tests.values()) for key, tests in self.tests.items()}
 
     @property
     def site(self) -> Key | None:
@@ -73,14 +75,14 @@ def bisect(candidate: Engine, ids: Sequence[int], truth: Mapping[Key, np.ndarray
     ``truth``: the true activation of every stage; ``limits``: the floor of each stage's local error.
     """
     ordinary, alone = accumulated(candidate, ids, truth), local(candidate, ids, truth)
-    ratios = {key: over_floor(found, limits[key]) for key, found in alone.items()}
-    wrong = tuple(key for key, ratio in ratios.items() if not ratio <= tolerance)
+    tests = {key: in_floors(found, limits[key]) for key, found in alone.items()}
+    wrong = tuple(key for key, of_stage in tests.items() if max(of_stage.values()) > tolerance)
 
     def transplant(stage: str, layer: int | None, activation: Any) -> Any:
         return truth[stage, layer].astype(activation.dtype) if (stage, layer) in wrong else activation
 
     restored = _logits_distance(candidate, ids, truth["logits", None], transplant) if wrong else None
-    return Finding(ordinary, alone, ratios, wrong, restored, forwards=3 if wrong else 2)
+    return Finding(ordinary, alone, tests, wrong, restored, forwards=3 if wrong else 2)
 
 
 def _logits_distance(engine: Engine, ids: Sequence[int], expected: np.ndarray, tap: Tap) -> float:

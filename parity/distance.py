@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from assay.formats.contract.arguments import checked
+from assay.parity.coherence import Projections, projections
 from assay.parity.precision import float_step
 
 
@@ -31,6 +32,12 @@ class Distance(NamedTuple):
     """The largest |d_ij| in units of f32's spacing at t_ij."""
     n_bad: int
     """Elements of x that are NaN or infinite."""
+    projections: Projections | None = None
+    """What of the error points one way; None where it is not finite."""
+
+    def figures(self) -> dict[str, float]:
+        """Everything that is one number, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "projections"}
 
 
 @checked
@@ -56,6 +63,7 @@ def distance(found: np.ndarray, truth: np.ndarray) -> Distance:
         bias=float(d.mean() / rms) if rms else 0.0,
         max_ulp=float((np.abs(d) / np.maximum(float_step(23)(t), 2.0**-149)).max()),
         n_bad=0,
+        projections=projections(x, t),
     )
 
 

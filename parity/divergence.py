@@ -18,8 +18,9 @@ from assay.formats.contract.arguments import checked
 TOP = 10
 """Likeliest tokens whose sets are compared."""
 LEAK = 1e-5
-"""Probability added to what an engine did not name: what it named, rounded to f32, may add up to all there is, or more.
-More for the unnamed can only make a divergence smaller: it stays a lower bound."""
+"""Probability added to what an engine did not name: what it named, rounded, may add up to all there is, or more. A
+server that prints six digits errs by 5e-6 in a log-probability of 1 to 10, so by 5e-6 in the sum; twice that. More for
+the unnamed can only make a divergence smaller: it stays a lower bound."""
 QUANTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0)
 
 
@@ -67,7 +68,7 @@ def divergence(exact: np.ndarray, found: np.ndarray, following: Sequence[int] = 
         shared = np.array([len(set(a) & set(b)) / top
                            for a, b in zip(likeliest(p, top), likeliest(q, top), strict=True)])  # fmt: skip
         shared[(~unnamed).sum(1) < top] = np.nan
-        parts.append(Divergence(kl, true_next, found_next, shared, unnamed.any(1)))
+        parts.append(Divergence(kl, true_next, found_next, shared, np.asarray(unnamed.any(1))))
     return Divergence(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -123,7 +124,12 @@ def statistics(found: Divergence) -> dict[str, float | None]:
 
 
 def block_bootstrap(values: np.ndarray, block: int = 32, draws: int = 500, seed: int = 0) -> float:
-    """Standard error of the mean of neighbouring, hence dependent, values (Künsch, 1989)."""
+    """Standard error of the mean of neighbouring, hence dependent, values (Künsch, 1989).
+
+    ``block``: longer than what depends on one another. Measured on KLs of 6 times 256 positions (bf16, 8 bits): their
+    correlation is 0.06 to 0.23 at a distance of 1 and 0.1 on average up to 4; blocks of 16, 32 and 64 give 0.8 to 1.4
+    times the error of independent values, and the same within a fifth of one another.
+    """
     block = min(block, math.ceil(len(values) / 8))  # of a short text, shorter blocks: one would have no spread
     n_blocks = math.ceil(len(values) / block)
     starts = np.random.default_rng(seed).integers(0, len(values) - block + 1, (draws, n_blocks))

@@ -1,27 +1,30 @@
 """Which tokens did flip, and whether the prediction explains it.
 
-A flip is explained where the floor predicted it, with at least probability ``EXPLAINED``, before the candidate was
-looked at; and the number of all flips must fit the prediction. The sum of independent flips with probabilities p_i has
-the Poisson-binomial distribution; it is computed exactly.
+The number of flips must fit the prediction, and so must the least probable of them (``counting.py``). Where no token
+flips, an error still moves logits: those of the likeliest tokens, whose gaps are held against the predicted noise here,
+and all the others (``distribution.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine
+from assay.parity import distribution
+from assay.parity.counting import count_p_value, unexplained
 from assay.parity.distance import over
+from assay.parity.distribution import Floor, Moved, measures_of, moved_logits, signed_of
 from assay.parity.divergence import Divergence, block_bootstrap, divergence
+from assay.parity.limits import CHANCE, DEPENDENT, INEXACT, MOST_LENT, Measure
 from assay.parity.precision import Precision
 from assay.parity.prediction import Prediction, logit_gap, predict
 
-EXPLAINED = 1e-3
-"""A flip is explained where the floor predicted it with at least this probability."""
+IN_DOUBT = 1e-3
+"""Tokens are listed whose flip the floor gave at least this probability. Only a list: no verdict rests on it."""
 Read = Callable[[Engine, Sequence[int]], np.ndarray]
 """A candidate's way through the ids: logits [n_tokens, n_vocab] of every position."""
 
@@ -43,6 +46,10 @@ class Positions(NamedTuple):
     """The candidate's change of the difference whose margin is given; NaN where it did not name both tokens."""
     divergence: Divergence
     """How far the candidate's distribution is from the true one."""
+    freedom: int = MOST_LENT
+    """Degrees of freedom of ``sigma``."""
+    all_logits: tuple[Moved, Floor] | None = None
+    """How far all logits moved, and what the noisy runs showed of that; None where it is not known."""
 
     @property
     def certificate(self) -> np.ndarray:
@@ -85,7 +92,8 @@ def teacher_forced(truth: Engine, oracle: Engine, candidate: Engine, ids: Sequen
 
 @checked
 def observe(predicted: Prediction, found: np.ndarray, following: Sequence[int] = ()) -> Positions:
-    """What became of the prediction in a candidate's logits ``found`` [n_positions, n_vocab]."""
+    """What became of the prediction in a candidate's logits ``found`` [n_positions, n_vocab], NaN where unnamed."""
+    apart = divergence(predicted.exact, found, following)
     return Positions(
         top=predicted.ranked[:, 0],
         margin=predicted.logit_gaps[:, 0],
@@ -93,32 +101,29 @@ def observe(predicted: Prediction, found: np.ndarray, following: Sequence[int] =
         probability=predicted.probability,
         flipped=np.nanargmax(found, 1) != predicted.ranked[:, 0],
         moved=logit_gap(found, predicted.ranked)[:, 0] - predicted.logit_gaps[:, 0],
-        divergence=divergence(predicted.exact, found, following),
+        divergence=apart,
+        freedom=predicted.freedom,
+        all_logits=predicted.floor and (moved_by(predicted, found, apart), predicted.floor),
     )
+
+
+def moved_by(predicted: Prediction, found: np.ndarray, apart: Divergence) -> Moved:
+    """How far all logits moved. Where a candidate named only some tokens only its KL is known, from below."""
+    if not apart.bound.any():
+        return moved_logits(predicted.exact, found)[0]
+    unknown = np.full(len(found), np.nan)
+    return Moved(unknown, apart.kl, unknown, np.full(found.shape[1], np.nan))
 
 
 @checked
 def joined(parts: Sequence[Positions]) -> Positions:
     """Several stretches as one."""
-    *arrays, divergences = zip(*parts, strict=True)
+    *arrays, divergences, freedoms, others = zip(*parts, strict=True)
+    top, margin, sigma, probability, flipped, moved = (np.concatenate(one) for one in arrays)
     both = Divergence(*(np.concatenate(one) for one in zip(*divergences, strict=True)))
-    return Positions(*(np.concatenate(one) for one in arrays), divergence=both)
-
-
-def poisson_binomial(probabilities: np.ndarray) -> np.ndarray:
-    """P(exactly k of independent events happen), f64 [n + 1]; event i has probability ``probabilities[i]``.
-
-    The coefficients of the generating polynomial Π_i (1 - p_i + p_i x). (``scipy.stats.poisson_binom`` has the same
-    bits, but of all k at once it takes n² numbers: 1.6 GB for 10,000 positions.)
-    """
-    return reduce(np.convolve, np.stack([1 - probabilities, probabilities], axis=1), np.ones(1))
-
-
-def count_p_value(probabilities: np.ndarray, observed: int) -> float:
-    """Probability of a count at least as improbable as ``observed``, if events have these probabilities."""
-    mass = poisson_binomial(probabilities[probabilities > 1e-12])
-    likely = mass[observed] if observed < len(mass) else 0.0
-    return float(min(1.0, mass[mass <= likely * (1 + 1e-9)].sum()))
+    known = [one for one in others if one is not None]
+    return Positions(top, margin, sigma, probability, flipped, moved, both, min(freedoms),
+                     distribution.joined(known) if len(known) == len(parts) else None)  # fmt: skip
 
 
 def noise_ratio(moved: np.ndarray, sigma: np.ndarray) -> float:
@@ -127,6 +132,29 @@ def noise_ratio(moved: np.ndarray, sigma: np.ndarray) -> float:
     if not named.any():
         return float("nan")
     return float(np.sqrt(np.square(over(moved[named], sigma[named])).mean()))
+
+
+def gap_measures(moved: np.ndarray, gaps: np.ndarray, sigmas: np.ndarray, freedom: int,
+                 common: float | None = None) -> Iterator[Measure]:  # fmt: skip
+    """How far logit gaps [n_positions] moved, where they are known: their size, and whether they grew or shrank.
+
+    The size is ``noise_ratio``; a mean of n squares over estimated variances is distributed as F, n taken ``DEPENDENT``
+    times fewer. The gain is that by which all gaps grew, fitted with the weights that the noise gives them. ``common``:
+    ``distribution.Signed.common``; where it is not known, positions may have everything in common.
+    """
+    from scipy.special import fdtri, stdtrit
+
+    named = ~np.isnan(moved)
+    if (n := int(named.sum())) == 0:
+        return
+    alone = max(1.0, n / DEPENDENT)
+    yield Measure("logit gaps", noise_ratio(moved, sigmas),
+                  float(INEXACT * fdtri(alone, freedom * alone, 1 - CHANCE) ** 0.5))  # fmt: skip
+    moved, gaps, sigmas = (array[named & (sigmas > 0)] for array in (moved, gaps, sigmas))
+    weights = np.square(gaps / sigmas).sum()
+    if weights > 0:
+        limit = INEXACT * (common or n**0.5) * weights**-0.5 * -stdtrit(freedom, CHANCE / 2)
+        yield Measure("gain of leads", float((moved * gaps / sigmas**2).sum() / weights), float(limit))
 
 
 class Account(NamedTuple):
@@ -138,7 +166,7 @@ class Account(NamedTuple):
     p_value: float
     """Probability, were the prediction right, of a count at least as improbable as this one."""
     unexplained: tuple[int, ...]
-    """Positions that flipped although the floor gave that less than EXPLAINED."""
+    """Positions that flipped and are too improbable together (``counting.unexplained``)."""
     noise: float
     """Root mean square of how far the candidate moved the first logit gap, in units of what the floor predicts: 1 is as
     declared. Where no token flips it still shows an error that is too large; NaN where an engine names too little."""
@@ -148,6 +176,8 @@ class Account(NamedTuple):
     """Standard error of kl_mean by bootstrap over blocks of consecutive positions."""
     kl_is_bound: bool = False
     """Whether the candidate named only some tokens somewhere: the KL is at least kl_mean then."""
+    measures: tuple[Measure, ...] = ()
+    """All that was measured of logit gaps and logits, with limits."""
 
 
 @checked
@@ -155,15 +185,25 @@ def account(positions: Positions) -> Account:
     """The flips of some positions held against the prediction."""
     p, flipped = positions.probability, positions.flipped
     observed = int(flipped.sum())
+    measures = tuple(measures_of(*positions.all_logits)) if positions.all_logits else ()
     return Account(
         positions=len(p),
         expected=float(p.sum()),
         observed=observed,
         p_value=count_p_value(p, observed),
-        unexplained=tuple(np.flatnonzero(flipped & (p < EXPLAINED)).tolist()),
+        unexplained=unexplained(p, flipped),
         noise=noise_ratio(positions.moved, positions.sigma),
         top1=float(1 - flipped.mean()),
         kl_mean=float(positions.divergence.kl.mean()),
         kl_error=block_bootstrap(positions.divergence.kl),
         kl_is_bound=bool(positions.divergence.bound.any()),
-    )
+        measures=(*gap_measures(positions.moved, positions.margin, positions.sigma, positions.freedom,
+                                common_of(positions)), *measures),
+    )  # fmt: skip
+
+
+def common_of(positions: Positions) -> float | None:
+    """``Signed.common``, where all logits are known."""
+    if positions.all_logits is None or positions.divergence.bound.any():
+        return None
+    return signed_of(*positions.all_logits).common

@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from assay.formats.system.printable import printable
-from assay.parity.bisect import TOLERANCE_FACTOR, Finding
-from assay.parity.distance import Distance, over
-from assay.parity.stages import MEASURES, NoiseFloor
+from assay.parity.bisect import Finding
+from assay.parity.distance import Distance
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.verdict import Verdict
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -63,7 +63,7 @@ def text(given: str) -> str:
     return NO_XML.sub("\ufffd", printable(given, keep="\n\t"))
 
 
-def stage_cases(found: Finding | None, floor: NoiseFloor, verdict: Verdict) -> list[Case]:
+def stage_cases(found: Finding | None, verdict: Verdict) -> list[Case]:
     """A case for every stage of every layer, failed where its local error is beyond the floor.
 
     ``found`` None: there was no floor, which is an error. So is whatever else makes ``verdict`` red or undecided
@@ -77,15 +77,14 @@ def stage_cases(found: Finding | None, floor: NoiseFloor, verdict: Verdict) -> l
         name = "whole model" if layer is None else f"layer {layer}"
         wrong = (stage, layer) in found.wrong
         cases.append(Case(f"stages.{stage}", name, Outcome.FAILED if wrong else Outcome.PASSED,
-                          beyond(one, floor[stage, layer]) if wrong else ""))  # fmt: skip
+                          beyond(one, found.tests[stage, layer]) if wrong else ""))  # fmt: skip
     return cases
 
 
-def beyond(own: Distance, limits: Mapping[str, float]) -> str:
-    """A wrong stage's error in words, by the measure that is furthest beyond the floor."""
-    ratios = {measure: float(over(getattr(own, measure), limits[measure])) for measure in MEASURES}
-    worst = max(MEASURES, key=ratios.__getitem__)
-    return (f"local error {getattr(own, worst):.3g} ({worst}), floor {limits[worst]:.3g}: {ratios[worst]:.3g} floors, "
+def beyond(own: Distance, tests: Mapping[str, float]) -> str:
+    """A wrong stage's error in words, by the test that is furthest beyond the floor."""
+    worst = max(tests, key=tests.__getitem__)
+    return (f"local error {own.relative_l2:.3g}; {worst}: {tests[worst]:.3g} floors, "
             f"{TOLERANCE_FACTOR:g} are allowed; worst position {own.position}, worst channel {own.channel}"
             f"{f'; {own.n_bad} elements are NaN or infinite' if own.n_bad else ''}")  # fmt: skip
 

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from assay.formats import ModelFile, NumericError
-from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.distance import distance, over
+from assay.parity.floor import TOLERANCE_FACTOR, Floor
 from assay.parity.precision import Key, Tapped
 from assay.parity.sample import place
-from assay.parity.stages import MEASURES
 
 PRODUCTS = {"q_proj": ("attn_norm", "attn_q"), "k_proj": ("attn_norm", "attn_k"), "v_proj": ("attn_norm", "attn_v"),
             "attn_out": ("attention", "attn_output"), "ffn_gate": ("ffn_norm", "ffn_gate"),
@@ -67,11 +66,12 @@ def alone(candidate: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray]
     return shown[0]
 
 
-def worst(site: Key, found: np.ndarray, truth: np.ndarray, limits: Mapping[str, float]) -> Fault:
+def worst(site: Key, found: np.ndarray, truth: np.ndarray, floor: Floor) -> Fault | None:
     """The element of ``found`` furthest from the truth in units of its position's root mean square, NaN first.
 
-    ``limits``: the site's floor. Whichever measure is beyond it, this element is: the largest error of a position is
-    at least the root mean square of them all, and the worst position at least as bad as the whole.
+    Whichever magnitude is beyond the site's ``floor``, this element is: the largest error of a position is at least the
+    root mean square of them all, and the worst position at least as bad as the whole. None where no magnitude is: an
+    error that shows only where many are averaged is not in any one number.
     """
     x, t = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (found, truth))
     rms = np.sqrt(np.square(t).mean(1, keepdims=True))
@@ -79,8 +79,10 @@ def worst(site: Key, found: np.ndarray, truth: np.ndarray, limits: Mapping[str, 
         error = np.where(np.isfinite(x), over(np.abs(x - t), rms), np.inf)
     position, channel = (int(i) for i in np.unravel_index(error.argmax(), error.shape))
     measured = distance(found, truth)
-    beyond = [limits[m] for m in MEASURES if not getattr(measured, m) <= TOLERANCE_FACTOR * limits[m]]
-    limit = TOLERANCE_FACTOR * max(beyond, default=limits["peak"]) * float(rms[position, 0])
+    beyond = [limit for m, limit in floor.magnitudes().items() if not getattr(measured, m) <= TOLERANCE_FACTOR * limit]
+    if not beyond:
+        return None
+    limit = TOLERANCE_FACTOR * max(beyond) * float(rms[position, 0])
     return Fault(site, position, channel, float(x[position, channel]), limit)
 
 

@@ -2,11 +2,17 @@
 
 The floor is measured: the oracle is run again and again with every activation moved as far as the *declared* rounding
 moves it, but at random. Rounding to nearest with step s leaves an error that is, for values that know nothing of the
-steps, uniform in ±s/2 (Widrow and Kollár, "Quantization Noise", 2008). That is what is added for floats, whose steps
-are small beside every value. The 8-bit step of a block is that of its largest value, and small values know it well:
-below half a step they all become 0, and what they said together is lost, not blurred. (Behind the first token of the
-1.5B, in layer 26, that moves the gate 4.3 times as far as uniform noise does, and the logits by 4 nats.) So blocks are
-really rounded, with a step drawn from a tenth around the declared one: large values fall anywhere, small ones vanish.
+steps, uniform in ±s/2 (Widrow and Kollár, "Quantization Noise", 2008). For floats, whose steps are small beside every
+value, the grid is moved by a random part of a step before rounding, and back after it (subtractive dither). The 8-bit
+step of a block is that of its largest value, and small values know it well: below half a step they all become 0, and
+what they said together is lost, not blurred. (Behind the first token of the 1.5B, in layer 26, that moves the gate 4.3
+times as far as uniform noise does, and the logits by 4 nats.) So blocks are really rounded, with a step drawn from a
+tenth around the declared one: large values fall anywhere, small ones vanish.
+
+What is drawn, grid or step, is drawn once for all positions: equal values are rounded equally wherever they stand, and
+positions have much in common. A weight's rounding is the same at all of them anyway. Drawn for each position, noise
+averages out over positions where a real engine's errors stay: the mean error of a channel was 3 times as large as such
+noise said in a right bf16 engine, and is 0.6 to 0.9 times as large as this says.
 
 A sum also rounds each of its partial sums, and f32 does not say in which order: the oracle's BLAS adds in many short
 lanes, another engine in one long chain, and both are right. The longest chain adds K terms one by one. Its partial sum
@@ -21,12 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.config import Config
+from assay.formats.contract.declaration import BITS, MATRICES, Declaration, block_of, is_coarse
 from assay.formats.contract.engine import Tap
 
 Step = Callable[[np.ndarray], np.ndarray]
@@ -37,6 +45,9 @@ Rounding = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 Key = tuple[str, int | None]
 """A stage and its layer."""
+
+Input = tuple[Rounding | None, Rounding | None]
+"""What rounds an activation where a matrix multiplies it, and what stands for the rounding of that matrix."""
 
 
 EXPONENT = np.int64(0x7FF << 52)
@@ -55,20 +66,48 @@ def float_step(bits: int) -> Step:
     return step
 
 
-def floats(bits: int, factor: float = 1.0) -> Rounding:
-    """Rounding to floats with ``bits`` bits after the leading one, or ``factor`` times as coarse."""
+@cache
+def floats(bits: int) -> Rounding:
+    """Rounding to floats with ``bits`` bits after the leading one, on a grid that is moved at random."""
+    step = float_step(bits)
+
+    def rounded(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        size, moved = step(x), one_row(x, rng)
+        return size * (np.rint(x / np.where(size > 0, size, 1) + moved) - moved)
+
+    return rounded
+
+
+@cache
+def as_weights(bits: int) -> Rounding:
+    """What stands for the rounding of a matrix, on what it multiplies: an error in proportion to each element, the same
+    at every position."""
+    step = float_step(bits)
+    return lambda x, rng: x + step(x) * one_row(x, rng)
+
+
+@cache
+def shaken(bits: int, factor: float) -> Rounding:
+    """No rounding: every element moved by itself, ``factor`` times as far as rounding to ``bits`` bits would."""
     step = float_step(bits)
     return lambda x, rng: x + factor * step(x) * (rng.random(x.shape, np.float32) - np.float32(0.5))
 
 
+def one_row(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A number in ±1/2 for each element of a position, the same at all positions."""
+    return rng.random((1, *x.shape[1:])) - 0.5
+
+
+@cache
 def in_blocks(size: int) -> Rounding:
-    """ggml's 8-bit activations: ``size`` consecutive elements share a step, the largest of them over 127."""
+    """8-bit activations: ``size`` consecutive elements (0: all of a token) share a step, the largest over 127."""
 
     def rounded(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         rows = x.reshape(len(x), -1)
-        blocks = np.pad(rows, ((0, 0), (0, -rows.shape[1] % size))).reshape(len(x), -1, size)
+        width = size or rows.shape[1]
+        blocks = np.pad(rows, ((0, 0), (0, -rows.shape[1] % width))).reshape(len(x), -1, width)
         step = np.abs(blocks).max(-1, keepdims=True) / 127
-        step *= rng.uniform(0.9, 1.1, step.shape)
+        step *= rng.uniform(0.9, 1.1, (1, *step.shape[1:]))
         moved = np.rint(blocks / np.where(step > 0, step, 1)) * step
         return moved.reshape(len(x), -1)[:, : rows.shape[1]].reshape(x.shape)
 
@@ -100,19 +139,49 @@ class Tapped(Protocol):
     def forward(self, ids: Sequence[int], tap: Tap) -> np.ndarray: ...
 
 
-class Reordered:
-    """An engine whose sums are moved as another order of adding moves them."""
+class RoundedInputs:
+    """What each matrix is multiplied with, as its declared rounding may leave it: a random draw.
 
-    def __init__(self, engine: Tapped, sums: Mapping[Key, Sum], seed: int) -> None:
-        self.engine, self.sums, self.rng = engine, sums, np.random.default_rng((seed, 1))
+    Three matrices share one activation and may each round it in another way (q in Q4_K beside v in F32), which no tap
+    can show. Matrices that round it alike see the same numbers, so they share the draw; what stands for the rounding
+    of their own weights (an error of the same relative size in every product) each draws for itself.
+    """
+
+    def __init__(self, inputs: Mapping[str, Input], seed: int) -> None:
+        self.inputs, self.rng = inputs, np.random.default_rng((seed, 2))
+        self.of: np.ndarray | None = None
+        self.drawn: dict[Rounding, np.ndarray] = {}
+
+    def __call__(self, tensor: str, x: np.ndarray) -> np.ndarray:
+        """``x`` [n_tokens, in_features] as ``tensor`` meets it, of the same type."""
+        rounding, of_weights = self.inputs.get(tensor, (None, None))
+        if x is not self.of:
+            self.of, self.drawn = x, {}
+        moved = np.asarray(x, np.float64)
+        if rounding is not None:
+            if rounding not in self.drawn:
+                self.drawn[rounding] = rounding(moved, self.rng)
+            moved = self.drawn[rounding]
+        if of_weights is not None:
+            moved = of_weights(moved, self.rng)
+        return x if rounding is of_weights is None else moved.astype(x.dtype)
+
+
+class Reordered:
+    """An engine whose sums are moved as another order of adding moves them, and whose results are rounded."""
+
+    def __init__(self, engine: Tapped, sums: Mapping[Key, Sum], seed: int, result: Rounding | None = None) -> None:
+        self.engine, self.sums, self.rng, self.result = engine, sums, np.random.default_rng((seed, 1)), result
 
     def forward(self, ids: Sequence[int], tap: Tap) -> np.ndarray:
-        """As the engine's, with every sum moved before it is shown to the tap."""
+        """As the engine's, with every sum and result moved before it is shown to the tap."""
 
         def move(stage: str, layer: int | None, activation: Any) -> Any:
-            if total := self.sums.get((stage, layer)):
+            total = self.sums.get((stage, layer))
+            if total or self.result:
                 exact = np.asarray(activation, np.float64)
-                activation = (exact + total.noise(exact, self.rng)).astype(activation.dtype)
+                moved = exact + total.noise(exact, self.rng) if total else exact
+                activation = (self.result(moved, self.rng) if self.result else moved).astype(activation.dtype)
             return tap(stage, layer, activation)
 
         return self.engine.forward(ids, move)
@@ -126,23 +195,43 @@ class Precision(NamedTuple):
     """By stage and layer: what is rounded where the stage's result is used. Every other activation is, to f32."""
     sums: Mapping[Key, Sum] = {}
     """By stage and layer: what is added up there, in an order that is not declared."""
+    inputs: Mapping[str, Input] = {}
+    """By tensor: what is rounded where this matrix multiplies it."""
+    result: Rounding | None = None
+    """What rounds every stage's result; None: nothing that f32 does not round."""
+    declaration: Declaration | None = None
+    """What all this was made from."""
 
-    def noisy(self, engine: Tapped, seed: int) -> Reordered:
-        """``engine`` with other sums; the tap that it wants is ``noise``, or one that calls it."""
-        return Reordered(engine, self.sums, seed)
+    @property
+    def key(self) -> str:
+        """The same text for the same roundings."""
+        return f"{self.name} {self.declaration.key if self.declaration else ''}"
 
-    def noise(self, seed: int) -> Tap:
-        """A tap that moves every activation at random as far as this precision may."""
+    def noisy(self, engine: Any, seed: int) -> Reordered:
+        """``engine`` with other sums, inputs and results; the tap that it wants is ``noise``, or one that calls it.
+
+        ``engine`` must have ``rounding`` (as the oracle has) where the inputs of matrices are rounded.
+        """
+        if self.inputs:
+            engine = engine.rounding(RoundedInputs(self.inputs, seed))
+        return Reordered(engine, self.sums, seed, self.result)
+
+    def noise(self, seed: int, *, fed: bool = True) -> Tap:
+        """A tap that moves every activation at random as far as this precision may.
+
+        ``fed``: the activation comes from elsewhere, so that the rounding of a stage's result has not been done yet.
+        """
         rng = np.random.Generator(np.random.SFC64(seed))  # half of the time of a noisy run is drawing
+        otherwise = self.result if fed else None
 
         def tap(stage: str, layer: int | None, activation: Any) -> Any:
-            x = np.asarray(activation, np.float64)
-            return self.roundings.get((stage, layer), last_bit)(x, rng).astype(activation.dtype)
+            if rounding := self.roundings.get((stage, layer), otherwise):
+                activation = rounding(np.asarray(activation, np.float64), rng).astype(activation.dtype)
+            return activation  # to f32 the oracle rounds by itself
 
         return tap
 
 
-last_bit = floats(23)
 T = TypeVar("T")
 
 
@@ -164,40 +253,83 @@ def sums_of(config: Config) -> dict[Key, Sum]:
     return sums
 
 
-CACHE_BITS = {"f32": 23, "f16": 10, "bf16": 7}
-"""Bits after the leading one in which keys and values are kept."""
+PRODUCT_OF = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "attn_output": "attn_out", "gate": "ffn_gate",
+              "up": "ffn_up", "down": "ffn_out", "output": "logits"}  # fmt: skip
+"""The stage that shows what each matrix made."""
 
 
 @checked
-def precision(fingerprint: Mapping[str, Any], n_at_once: int, blocks: Mapping[Key, int],
-              config: Config) -> Precision | None:  # fmt: skip
-    """What the engine of this fingerprint declares to round when it reads ``n_at_once`` tokens at a time.
+def precision(declared: Declaration, config: Config) -> Precision:
+    """What is declared, as noise in a model of this ``config``. Raises InputError for lists of other layers."""
+    declared.check_layers(config.n_layers)
+    inputs, sums = inputs_of(declared, config), sums_of(config)
+    # Where what is multiplied is rounded a thousand times coarser than f32, the order of its sum is nothing.
+    for key, tensor in products(config).items():
+        if tensor in inputs:
+            del sums[key]
+    if is_coarse(declared.cache):
+        sums = {key: one for key, one in sums.items() if key[0] != "attention"}
+    if is_coarse(declared.results) or declared.accumulation == "f64":
+        sums = {}
+    result = floats(BITS[declared.results]) if is_coarse(declared.results) else None
+    return Precision(name_of(declared), in_attention(declared, config), sums, inputs, result, declared)
 
-    ``blocks``: for each activation that is multiplied with a matrix, how many of its elements share a scale where it
-    is rounded to 8 bits: 256 before K-quants, 32 before the other quantised types, 0 before floats (never rounded).
-    None if the engine does not say how it computes: then there is no floor, and no verdict.
+
+def products(config: Config) -> dict[Key, str]:
+    """The tensor that is multiplied at each stage that is a product."""
+    made: dict[Key, str] = {("logits", None): "token_embd.weight" if config.tied else "output.weight"}
+    for matrix, stage in PRODUCT_OF.items():
+        if matrix != "output":
+            made |= {(stage, layer): f"blk.{layer}.{MATRICES[matrix]}.weight" for layer in range(config.n_layers)}
+    return made
+
+
+def inputs_of(declared: Declaration, config: Config) -> dict[str, Input]:
+    """What is rounded before each matrix, by tensor; a matrix of which nothing coarser than f32 is said is left out."""
+    matrix_of = {stage: matrix for matrix, stage in PRODUCT_OF.items()}
+    found: dict[str, Input] = {}
+    for (stage, layer), tensor in products(config).items():
+        kind, weights = (ask(matrix_of[stage], layer) for ask in (declared.activation, declared.weight))
+        if is_coarse(kind) or is_coarse(weights):
+            found[tensor] = (rounding_of(kind) if is_coarse(kind) else None,
+                             as_weights(BITS[weights]) if is_coarse(weights) else None)  # fmt: skip
+    return found
+
+
+def rounding_of(kind: str) -> Rounding:
+    """Rounding to a type of ``contract.declaration``."""
+    block = block_of(kind)
+    return floats(BITS[kind]) if block is None else in_blocks(block)
+
+
+def in_attention(declared: Declaration, config: Config) -> dict[Key, Rounding]:
+    """What is rounded where queries, keys and values meet.
+
+    A score adds head_dim products and no tap shows it, so the key is moved, which the score is proportional to. (Not
+    the query: Qwen's biased keys share a large element, all scores of a moved query would move alike, and softmax
+    does not see that.) One product may be nearly all of a score; then every partial sum is as large as the score, and
+    together they move it by 2^-24 sqrt(head_dim / 3): as much as 2 sqrt(head_dim) times the last bit, at random. Of
+    scores in a coarser type only their own two roundings matter (the product, and the softmax of it). Where all
+    products are alike, a key whose elements move at random moves the score sqrt(head_dim) times less than they move.
     """
-    arith, dense = fingerprint.get("arith"), fingerprint.get("dense", "float32")
-    cache = str(fingerprint.get("cache", "f16" if arith == "ggml" else "f32"))
-    if arith not in ("f64", "f32", "ggml", "fast") or cache not in CACHE_BITS:
-        return None
-    layers, sums = range(config.n_layers), sums_of(config)
-    # A score adds head_dim products and no tap shows it, so the key is moved, which the score is proportional to. (Not
-    # the query: Qwen's biased keys share a large element, all scores of a moved query would move alike, and softmax
-    # does not see that.) One product may be nearly all of a score; then every partial sum is as large as the score, and
-    # together they move it by 2^-24 sqrt(head_dim / 3): as much as 2 sqrt(head_dim) times the last bit, at random.
-    rounded: dict[Key, Rounding] = {("k_rope", layer): floats(23, 2 * config.head_dim**0.5) for layer in layers}
-    if cache != "f32":  # and the query that meets the cache is rounded like the keys in it
-        kept = floats(CACHE_BITS[cache])
-        rounded |= {(stage, layer): kept for stage in ("k_rope", "v_bias", "q_rope") for layer in layers}
-    # Where all that is multiplied is rounded a thousand times coarser than f32, the order of those sums is nothing.
-    norms = {key: one for key, one in sums.items() if one.squares}
-    if arith == "ggml" or (arith == "fast" and n_at_once <= fingerprint.get("int8_up_to", 0)):
-        eight = {key: in_blocks(size) for key, size in blocks.items() if size}
-        sums = norms if len(eight) == len(blocks) else sums
-        return Precision(f"8-bit activations, {cache} cache", rounded | eight, sums)
-    if arith == "fast" and dense == "bfloat16":  # activations and weights: two roundings of one size in every product
-        both = floats(7, 2**0.5)
-        return Precision(f"bf16 products, {cache} cache", rounded | dict.fromkeys(blocks, both), norms)
-    plain = cache == "f32" and arith != "fast"
-    return Precision(str(arith) if plain else f"f32 products, {cache} cache", rounded, sums)
+    size, layers = config.head_dim, range(config.n_layers)
+    scores = shaken(BITS[declared.scores], (2 * size) ** 0.5) if is_coarse(declared.scores) else (
+        shaken(23, 2 * size**0.5))  # fmt: skip
+    rounded: dict[Key, Rounding] = {("k_rope", layer): scores for layer in layers}
+    if is_coarse(declared.cache):  # and the query that meets the cache is rounded like the keys in it
+        kept = floats(BITS[declared.cache])
+        stages = ("v_bias", "q_rope") if is_coarse(declared.scores) else ("k_rope", "v_bias", "q_rope")
+        rounded |= {(stage, layer): kept for stage in stages for layer in layers}
+    if is_coarse(declared.results) and not (is_coarse(declared.cache) or is_coarse(declared.scores)):
+        rounded |= {("k_rope", layer): floats(BITS[declared.results]) for layer in layers}
+    return rounded
+
+
+def name_of(declared: Declaration) -> str:
+    """A declaration in a few words; ``f32`` or ``f64`` where nothing is coarser than f32."""
+    kinds = declared.coarse_products()
+    coarsest = next((kind for kind in ("bf16", "f16", "tf32") if kind in kinds), "f32")
+    products = "8-bit activations" if any(block_of(kind) is not None for kind in kinds) else f"{coarsest} products"
+    results = f"{declared.results} results, " if is_coarse(declared.results) else ""
+    plain = not kinds and not results and not is_coarse(declared.cache) and not is_coarse(declared.scores)
+    return declared.results if plain else f"{results}{products}, {declared.cache} cache"

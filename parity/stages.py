@@ -23,6 +23,7 @@ from assay.formats import InputError, NumericError
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Tap, identity
 from assay.parity.distance import Distance, distance
+from assay.parity.floor import NoiseFloor, floor_of
 from assay.parity.precision import Key, Precision, Tapped, each_run
 from assay.parity.sample import check_shapes
 
@@ -85,27 +86,9 @@ def _compare(engine: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray]
     return {key: distances[key] for key in truth if key in distances}
 
 
-MEASURES = ("relative_l2", "worst_position", "peak")
-"""What of a distance is held against the floor: everything, the worst position, the worst channel."""
-NoiseFloor = dict[Key, Mapping[str, float]]
-
-
 @checked
 def noise_floor(oracle: Tapped, ids: Sequence[int], truth: Mapping[Key, np.ndarray], declared: Precision, *,
                 runs: int = 4) -> NoiseFloor:  # fmt: skip
-    """The largest of each measure of a stage's local error that ``runs`` perturbed runs of the oracle showed."""
-
-    def perturbed(seed: int) -> Distances:
-        return local(declared.noisy(oracle, seed), ids, truth, declared.noise(seed))
-
-    every = each_run(perturbed, range(runs))
-    return {key: {m: max(getattr(one[key], m) for one in every) for m in MEASURES} for key in truth}
-
-
-def over_floor(found: Distance, limits: Mapping[str, float]) -> float:
-    """The largest of a distance's measures in units of the floor; a floor of zero allows an error of zero only."""
-    ratios = []
-    for measure in MEASURES:
-        value, limit = getattr(found, measure), limits[measure]
-        ratios.append(0.0 if value == 0 else value / limit if limit else np.inf)
-    return float(max(ratios))
+    """The floor of every stage's local error, from ``runs`` perturbed runs of the oracle."""
+    return floor_of(each_run(lambda seed: local(declared.noisy(oracle, seed), ids, truth, declared.noise(seed)),
+                             range(runs)))  # fmt: skip

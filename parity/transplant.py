@@ -22,11 +22,12 @@ import numpy as np
 
 from assay.formats.contract.engine import Tap, identity
 from assay.formats.errors import NumericError, SampleError
-from assay.parity.bisect import TOLERANCE_FACTOR, Finding
+from assay.parity.bisect import Finding
 from assay.parity.distance import Distance, distance
+from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor, floor_of, in_floors, over_floor
 from assay.parity.precision import Key, Precision, Tapped
 from assay.parity.sample import Sample, check_same, check_shapes, place
-from assay.parity.stages import MEASURES, Activations, Distances, NoiseFloor, over_floor
+from assay.parity.stages import Activations, Distances
 
 Stages = Mapping[Key, np.ndarray]
 
@@ -67,22 +68,24 @@ def local(found: Stages, expected: Activations) -> Distances:
 
 def noise_floor(oracle: Tapped, ids: Sequence[int], dump: Stages, expected: Activations, declared: Precision, *,
           runs: int = 4) -> NoiseFloor:  # fmt: skip
-    """The largest of each measure of a local error that ``runs`` noisy runs of the oracle showed, fed from the dump."""
-    largest: dict[Key, dict[str, float]] = {key: dict.fromkeys(MEASURES, 0.0) for key in expected}
+    """The floor of every dumped stage's local error, from ``runs`` noisy runs of the oracle, fed from the dump."""
 
-    def take(key: Key, found: np.ndarray) -> None:
-        if key in expected:
-            one = _where_numbers(found, expected[key])
-            largest[key] = {m: max(limit, getattr(one, m)) for m, limit in largest[key].items()}
+    def noisy(seed: int) -> Distances:
+        said: Distances = {}
 
-    for seed in range(runs):
+        def take(key: Key, found: np.ndarray) -> None:
+            if key in expected:
+                said[key] = _where_numbers(found, expected[key])
+
         fed(declared.noisy(oracle, seed), ids, dump, take, declared.noise(seed))
-    return {**largest}
+        return said
+
+    return floor_of([noisy(seed) for seed in range(runs)])
 
 
 def accuse(truth: Tapped, oracle: Tapped, ids: Sequence[int], dump: Stages, declared: Precision, *,
-           runs: int = 4) -> tuple[Finding, NoiseFloor, float]:  # fmt: skip
-    """The finding on a dump, the floor, and the worst of the oracle's local errors in floors.
+           runs: int = 4) -> tuple[Finding, NoiseFloor, Key | None]:  # fmt: skip
+    """The finding on a dump, the floor, and the first stage in which the oracle itself is beyond it.
 
     Nothing is transplanted into the engine, which is not there. Raises SampleError for a stage that is not the model's.
     """
@@ -96,8 +99,8 @@ def accuse(truth: Tapped, oracle: Tapped, ids: Sequence[int], dump: Stages, decl
 
     fed(oracle, ids, dump, suspect)
     alone = local(dump, expected)
-    ratios = {key: over_floor(one, limits[key]) for key, one in alone.items()}
-    wrong = tuple(key for key, ratio in ratios.items() if not ratio <= TOLERANCE_FACTOR)
+    tests = {key: in_floors(one, limits[key]) for key, one in alone.items()}
+    wrong = tuple(key for key, of_stage in tests.items() if max(of_stage.values()) > TOLERANCE_FACTOR)
     accumulated: Distances = {}
 
     def ordinary(stage: str, layer: int | None, exact: np.ndarray) -> np.ndarray:
@@ -106,7 +109,8 @@ def accuse(truth: Tapped, oracle: Tapped, ids: Sequence[int], dump: Stages, decl
         return exact
 
     truth.forward(ids, ordinary)
-    return Finding(accumulated, alone, ratios, wrong, logits_restored=None), limits, max(reference.values())
+    first = next((key for key, ratio in reference.items() if ratio > TOLERANCE_FACTOR), None)
+    return Finding(accumulated, alone, tests, wrong, logits_restored=None), limits, first
 
 
 def _where_numbers(found: np.ndarray, expected: np.ndarray) -> Distance:

@@ -11,6 +11,7 @@ for a bug (and a bug for rounding).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,16 @@ from assay.formats.errors import InputError
 
 
 class Arithmetic(NamedTuple):
-    """``dtype`` of every activation; ``block_dots`` and ``f16_cache`` are the two ways ggml departs from it."""
+    """``dtype`` of every activation; ``block_dots`` and ``f16_cache`` are the two ways ggml departs from it.
+
+    ``rounded(tensor, x)``, if there is one, stands for x wherever the matrix ``tensor`` is multiplied with it.
+    """
 
     name: str
     dtype: np.dtype
     block_dots: bool = False
     f16_cache: bool = False
+    rounded: Callable[[str, np.ndarray], np.ndarray] | None = None
 
 
 ARITHMETICS = {

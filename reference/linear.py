@@ -19,6 +19,8 @@ def linear(x: np.ndarray, weights: Weights, name: str, arith: Arithmetic) -> np.
     x [n_tokens, in_features] -> [n_tokens, out_features] in the arithmetic's dtype.
     """
     tensor = weights.tensor(name)
+    if arith.rounded:
+        x = arith.rounded(name, x)
     y = np.empty((len(x), tensor.n_rows), arith.dtype)
     if arith.block_dots:
         padding = tensor.row_elements - x.shape[1]  # rows may end in padding, which zeros leave without effect

@@ -10,7 +10,8 @@ Source: Qwen Team, "Qwen2 Technical Report", 2024 (a Llama-style decoder with bi
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -128,20 +129,34 @@ class Model:
         return KVCache(self.file.config.n_layers)
 
     @checked
-    def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
-        """Logits [n_tokens, n_vocab] of every position of a sequence that starts at position 0."""
-        return self._read(ids, self.new_cache(), tap or identity)
+    def forward(self, ids: Sequence[int], tap: Tap | None = None, cache: KVCache | None = None) -> np.ndarray:
+        """Logits [n_tokens, n_vocab] of every position of a sequence, which starts after what ``cache`` holds."""
+        return self._read(ids, self.new_cache() if cache is None else cache, tap or identity)
 
     @checked
-    def prefill(self, ids: Sequence[int], cache: KVCache | None = None) -> tuple[np.ndarray, KVCache]:
+    def prefill(self, ids: Sequence[int], cache: KVCache | None = None,
+                tap: Tap | None = None) -> tuple[np.ndarray, KVCache]:  # fmt: skip
         """Append ``ids`` to the cache; logits [n_vocab] after the last of them, and the cache."""
         cache = self.new_cache() if cache is None else cache
-        return self._read(ids, cache, identity, last_only=True)[0], cache
+        return self._read(ids, cache, tap or identity, last_only=True)[0], cache
 
     @checked
-    def decode(self, token: int, cache: KVCache) -> tuple[np.ndarray, KVCache]:
+    def decode(self, token: int, cache: KVCache, tap: Tap | None = None) -> tuple[np.ndarray, KVCache]:
         """Append one token; logits [n_vocab] after it, and the cache."""
-        return self.prefill([token], cache)
+        return self.prefill([token], cache, tap)
+
+    @checked
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        """The rows of the embedding that ``ids`` name [n_tokens, hidden_size]."""
+        self.file.check_known(ids)
+        return self.weights.embedding(np.asarray(ids), self.arith.dtype)
+
+    @checked
+    def rounding(self, rounded: Callable[[str, np.ndarray], np.ndarray]) -> Model:
+        """This model with ``rounded(tensor, x)`` for x [n_tokens, in_features] wherever a matrix is multiplied."""
+        other = copy(self)
+        other.arith = self.arith._replace(rounded=rounded)
+        return other
 
     def fingerprint(self) -> dict[str, Any]:
         """What could make two runs of this engine differ."""

@@ -31,7 +31,15 @@ from unicodedata import combining, normalize
 
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Prompt
-from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNDEFINED, UNUSED, USER_DEFINED, Vocabulary
+from assay.formats.contract.vocabulary import (
+    CONTROL,
+    DAMAGED_VOCABULARY,
+    NORMAL,
+    UNDEFINED,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+)
 from assay.formats.errors import InputError, ModelError
 from assay.reference.pre_tokenizer import PRE_TOKENISERS, pre_tokens
 
@@ -108,7 +116,8 @@ def normal_ids(vocabulary: Vocabulary) -> dict[str, int]:
     ids: dict[str, int] = {}
     for token_id, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
         if kind == NORMAL and ids.setdefault(token, token_id) != token_id:
-            raise ModelError(f"tokens {ids[token]} and {token_id} are both {token!r}", where="vocabulary")
+            raise ModelError(f"tokens {ids[token]} and {token_id} are both spelled {token!r}", where="vocabulary",
+                             remedy=DAMAGED_VOCABULARY)
     for byte, character in enumerate(ALPHABET):
         if character not in ids:
             raise ModelError(f"no token stands for byte 0x{byte:02X}", where="vocabulary",
@@ -124,7 +133,7 @@ def merge_ranks(merges: Sequence[str], ids: dict[str, int]) -> dict[tuple[str, s
         for token in (left, right, left + right):
             if token not in ids:
                 raise ModelError(f"merge {rank} ({line!r}) needs the token {token!r}, which does not exist",
-                                 where="vocabulary")
+                                 where="vocabulary", remedy=DAMAGED_VOCABULARY)
         ranks.setdefault((left, right), rank)
     return ranks
 
@@ -153,7 +162,7 @@ class Tokenizer:
     @checked
     def __init__(self, vocabulary: Vocabulary, *, nfc: bool = True) -> None:
         if vocabulary.pre not in PRE_TOKENISERS:
-            raise ModelError(f"unknown pre-tokeniser {vocabulary.pre!r}", where="tokenizer.ggml.pre",
+            raise ModelError(f"the pre-tokeniser {vocabulary.pre!r} is unknown", where="tokenizer.ggml.pre",
                              remedy=f"Assay knows {', '.join(PRE_TOKENISERS)}.")
         self.vocabulary, self._nfc = vocabulary, nfc
         self._ids = normal_ids(vocabulary)
@@ -199,7 +208,8 @@ class Tokenizer:
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes one token stands for. InputError for an id outside the vocabulary."""
         if not 0 <= token_id < len(self.vocabulary):
-            raise InputError(f"token id {token_id} is not in 0..{len(self.vocabulary) - 1}", where="ids")
+            raise InputError(f"token id {token_id} is outside the vocabulary of {len(self.vocabulary)}", where="ids",
+                             remedy="Decode with the tokenizer that encoded")
         token = self.vocabulary.tokens[token_id]
         if self.vocabulary.kinds[token_id] == UNUSED:
             return UNDEFINED.format(token_id).encode()
@@ -209,7 +219,7 @@ class Tokenizer:
             return bytes(BYTE_OF[character] for character in token)
         except KeyError as error:
             raise ModelError(f"{error.args[0]!r} in token {token_id} ({token!r}) stands for no byte",
-                             where="vocabulary") from None
+                             where="vocabulary", remedy=DAMAGED_VOCABULARY) from None
 
     def _named(self, kind: int) -> dict[str, int]:
         tokens = self.vocabulary.tokens

@@ -23,19 +23,24 @@ class Planted:
     site: Key
     change: Change
 
-    def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
-        def spoil(stage: str, layer: int | None, activation: np.ndarray) -> np.ndarray:
+    def spoil(self, tap: Tap | None) -> Tap:
+        """A tap that changes the site, before ``tap`` is shown it."""
+
+        def spoiled(stage: str, layer: int | None, activation: np.ndarray) -> np.ndarray:
             if (stage, layer) == self.site:
                 activation = self.change(activation.astype(np.float64)).astype(activation.dtype)
             return tap(stage, layer, activation) if tap else activation
 
-        return self.engine.forward(ids, spoil)
+        return spoiled
 
-    def prefill(self, ids: Sequence[int], cache: Any = None) -> tuple[np.ndarray, Any]:
-        return self.engine.prefill(ids, cache)
+    def forward(self, ids: Sequence[int], tap: Tap | None = None) -> np.ndarray:
+        return self.engine.forward(ids, self.spoil(tap))
 
-    def decode(self, token: int, cache: Any) -> tuple[np.ndarray, Any]:
-        return self.engine.decode(token, cache)
+    def prefill(self, ids: Sequence[int], cache: Any = None, tap: Tap | None = None) -> tuple[np.ndarray, Any]:
+        return self.engine.prefill(ids, cache, self.spoil(tap))
+
+    def decode(self, token: int, cache: Any, tap: Tap | None = None) -> tuple[np.ndarray, Any]:
+        return self.engine.decode(token, cache, self.spoil(tap))
 
     def fingerprint(self) -> dict[str, Any]:
         return self.engine.fingerprint()

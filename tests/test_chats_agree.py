@@ -17,6 +17,7 @@ import assay.reference.chat
 from assay.accel import chat_sandbox
 from assay.commands.validate import oracle_knows
 from assay.formats.errors import AssayError, InputError, TemplateError
+from tests.examples import examples
 
 TEMPLATE = (Path(__file__).parents[1] / "goldens" / "qwen2.5.jinja").read_bytes().decode()
 EXAMPLE = r"{\"name\": <function-name>, \"arguments\": <args-json-object>}"
@@ -251,7 +252,7 @@ def outcome(render, *args, **options):
         return type(error), str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.lists(VALID, min_size=1, max_size=5) | st.lists(VALID | WILD, max_size=3),
     st.none() | st.lists(st.dictionaries(TEXT, VALUE, max_size=3), max_size=2),

@@ -20,6 +20,7 @@ from tests.apr_builder import hf_name, padded_matrix
 from tests.model_builder import TOKENS, Shape, tensors_of
 from tests.stages import captured, first_beyond_rounding, relative
 
+pytestmark = pytest.mark.usefixtures("nothing_prepared")
 # 96 and 160 are not multiples of 256; every matrix that multiplies is padded or of an APR type.
 SHAPE = Shape(n_layers=2, hidden=96, n_heads=6, n_kv_heads=2, head_dim=16, ffn=160)
 KINDS = {"token_embd": ["Q6_K"], "attn_q": ["Q4_K", "Q6_K"], "attn_k": ["Q4_K", "Q4_K"], "attn_v": ["Q6_K", "APR_Q8"],

@@ -16,6 +16,7 @@ from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import NORMAL
 from assay.formats.conversion.convert import convert
 from tests import hf_builder
+from tests.examples import examples
 from tests.model_builder import TOKENS, Shape
 from tests.tokenizer_corpus import SAMPLES, mixed_text, prompts, tiny_vocabulary
 
@@ -47,7 +48,7 @@ def test_mixed_text(nfc: bool) -> None:
     assert fast.encode(text) == oracle.encode(text)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(prompts(), st.booleans(), st.booleans(), st.booleans())
 def test_encoding(prompt: Prompt, nfc: bool, special: bool, bos: bool) -> None:
     oracle, fast = TWINS[nfc]

@@ -55,6 +55,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
 
 GENERATING = {"model": "record", "prompt": "prompt", "max_tokens": "integer or none", "sampling": "record or none",
               "stop": "texts", "logprobs": "integer", "cache": "record or none"}  # fmt: skip
+JUDGING = {"model": "path", "path": "text", "declaration": "record or none", "chat": "flag", "runs": "integer",
+           "arith": "text or none", "cache_type": "text or none", "progress": "function"}  # fmt: skip
 STREAMING = {**GENERATING, "timings": "record or none"}
 BATCHING = {key: kind for key, kind in GENERATING.items() if key not in ("prompt", "cache")} | {"prompts": "prompts"}
 RENDERING = {"messages": "messages", "template": "text or none", "control_tokens": "texts", "tools": "messages or none",
@@ -103,6 +105,8 @@ PUBLIC: dict[Any, dict[str, str]] = {
     judge.judge_flips: {"under_test": "record", "ids": "ids", "path": "text", "runs": "integer",
                         "progress": "function"},
     judge.judge_free_run: {"under_test": "record", "ids": "ids", "n": "integer", "runs": "integer"},
+    assay.judge: {**JUDGING, "tier": "text", "independent": "flag"}, assay.bisect: JUDGING,
+    assay.flips: {**JUDGING, "free": "integer", "endpoint_model": "text or none", "insecure_key": "flag"},
     test_matrix.run: {"file": "record", "names": "texts", "runs": "integer", "progress": "function"},
     distance.distance: {"found": "array", "truth": "array"},
     bisect.bisect: {"candidate": "record", "ids": "ids", "limits": "record", "tolerance": "number"},

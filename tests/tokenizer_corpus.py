@@ -21,38 +21,7 @@ from tokenizers.trainers import BpeTrainer
 
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
-
-SAMPLES = {
-    "English": "The quorum wasn't met; they'RE waiting, I'd say 'til 10:45. \"We've 3,\" she'll reply.",
-    "contractions": "'s'T'Re've'LL'd x'sy 'ſ x'ſt 'K 'Kelvin don''t it's's I'MA 'lL 'rE'",
-    "Python": "def f(x):\n\treturn {k: v[1:-1] for k, v in x.items()}  # ->\n\n    @property\n\n\n",
-    "C": "#include <stdio.h>\r\nint main(void) {\r\n  for (int i=0;i<10;++i) printf(\"%d\\n\", i);\r\n}\r\n",
-    "JSON": '{"a": [1, 2.5e-10, null], "b\\u00e9": "x\\/y", "roadmaps": "/roadmaps/2024"}',
-    "punctuation": " !!! ...?! (x):\n -> => // /* */ <|> --- === ***\n\n§ ¿¡ «» „“ ‘’ … — ‽",
-    "numbers": "2+2=4 12345 1,000,000 3.14159 ½ Ⅷ ² ٣٤٥ १२३ 一二三 ①②③ 𝟘𝟙",
-    "Chinese": "敏捷的棕色狐狸跳过了懒狗。你好，世界！《红楼梦》第一回：甄士隐梦幻识通灵",
-    "Japanese": "吾輩は猫である。ガギグゲゴ ﾊﾝｶｸ カ\u3099 「こんにちは」ー",
-    "Korean": "안녕하세요 세계 \u1112\u1161\u11ab\u1100\u1173\u11af 한글",
-    "Arabic": "مَرْحَبًا بِالْعَالَمِ، كيف حالك؟ ١٢٣",
-    "Hebrew": "שָׁלוֹם עוֹלָם",
-    "Hindi": "नमस्ते दुनिया, क्षेत्रज्ञ १२ हिन्दी क़",
-    "Thai": "สวัสดีชาวโลก กำลัง น้ำ",
-    "Greek and Cyrillic": "Ὀδυσσεύς ΣΊΣΥΦΟΣ ς Привет, мир! Ёж й и\u0306",
-    "Vietnamese": "Tiếng Việt Tie\u0302\u0301ng Vie\u0323\u0302t",
-    "NFD": "e\u0301 o\u0302\u0323 a\u030a A\u0308 n\u0303 q\u0307\u0323 \u212b \u2126 ﬁ \u0344 \u0958",
-    "marks alone": "\u0301 \u0301\u0316\u0301\u0316 a\u20dd\u0338 \u0f73\u0f71\u0f72",
-    "emoji": "👍🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇫🇷 ❤️ 🤷🏾‍♀️ 1️⃣ 😀😀😀",
-    "spaces": " a  b   c    \t\td \t \t e\n\n\n f \n \n  g   \r\n\r\n   \r \r  h    ",
-    "wide spaces": "h \u3000 i\u00a0\u00a0j\u2003\u2003 k \u180e l\u202fi\ufeff \u205f\u1680j",
-    "odd spaces": "a\x1cb\x1d \x1e\x1f c\x85d\x85\x85 \u200b\u200be\u2028f\u2029g",
-    "controls": "\x00a\x01\x02 \x07\x08\x0b\x0c\x7f \x80\x9f\xad \x1b[31mred\x1b[0m\x00\x00",
-    "runs": f"{'a' * 33} {'A' * 17} {'-' * 17} ======== !!!!!!! 0000000 ....... éééééé 哈哈哈哈哈",
-    "folding": "ſ K Å ß ẞ İ ı ŉ ǰ ﬅ ﬆ ΐ Ω",
-    "far planes": "𝕳𝖊𝖑𝖑𝖔 𒀀𒁀 𐍈 𠀀𠀁 \U000e0041 \U0010fffd \ue000 \uffff",
-    "special tokens": "<|im_start|>user\n2?<|im_end|>\n.<|im_end|><|im_end|>)<|endoftext|>\n",
-    "user-defined tokens": "x<tool_call>\n{}</tool_call>",
-    "nearly special": "<|im_end| > <|im_END|> <|im_<|im_end|>end|> <<|im_end|>> [PAD151665] [PAD0] <tool",
-}
+from assay.parity.corpus import SAMPLES
 
 
 def mixed_text(n_characters: int, seed: int = 0) -> str:

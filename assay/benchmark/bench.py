@@ -1,4 +1,4 @@
-"""Measuring speed: our engine through the same ``generate`` that users call, a peer in turn with it.
+"""Measuring speed: our engine through the same ``generate`` that users call, an external one in turn with it.
 
 Speed on a shared machine drifts by tens of percent from minute to minute, so what counts is the ratio of two
 engines measured alternately, A B A B, in one run: medians, with the extremes beside them.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -32,6 +31,7 @@ from assay.benchmark.machine import machine, peak_rss, process_age, read_bandwid
 from assay.engines import decodes_together, generate, generate_batch, load
 from assay.formats import AssayError, ModelFile
 from assay.formats.system.progress import quiet
+from assay.formats.system.signals import Ended
 
 PREFILL = (32, 128, 512, 2048)
 DECODE_AT = (0, 512, 4096)
@@ -52,32 +52,13 @@ class Stop(StrEnum):
     BUDGET = "the budget is used up"
     INTERRUPTED = "interrupted"
     TERMINATED = "terminated"
+    HUNG_UP = "hung up"
     FAILED = "an engine failed"
 
 
-class Terminated(BaseException):
-    """SIGTERM came."""
-
-
+SIGNALLED = {signal.SIGTERM: Stop.TERMINATED, signal.SIGHUP: Stop.HUNG_UP}
 Watch = Callable[[dict[str, Any], dict[str, Any]], None]
 """Told of a row, and of the facts that are known so far."""
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """In the block SIGTERM raises Terminated, where it would end the process at once; in the main thread only."""
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -126,15 +107,15 @@ def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith:
           cache_type: str | None = None, peer: str | None = None, rounds: int = 5, opened_s: float = 0.0,
           budget: float | None = None, report: Callable[[str], None] = quiet,
           watch: Watch = quiet) -> dict[str, Any]:  # fmt: skip
-    """Measure ``engine`` on ``file``, alternating with ``peer`` if one is named; everything ready for JSON.
+    """Measure ``engine`` on ``file``, alternating with the external engine ``peer`` if one is named; ready for JSON.
 
     Each workload is run once unmeasured (compiling, warming up), then ``rounds`` times by each engine in turn.
     ``opened_s`` is what opening the file took before. When ``budget`` seconds have passed, no further round begins.
     ``report`` is told of each workload before, ``watch`` after; it gets the facts that are known by then, too.
 
-    Stopped by the budget, Ctrl-C, SIGTERM (``terminable``) or an AssayError once measuring has begun, it returns the
-    whole rounds; ``"stopped"`` says by what (a ``Stop``; None: by nothing), ``"error"`` is the AssayError, and
-    ``"left_out"`` names what was not begun. Raises InputError for an unknown engine, arithmetic or peer, and whatever
+    Stopped by the budget, Ctrl-C, a signal (``ending_when_told``) or an AssayError once measuring has begun, it returns
+    the whole rounds; ``"stopped"`` says by what (a ``Stop``; None: by nothing), ``"error"`` is the AssayError, and
+    ``"left_out"`` names what was not begun. Raises InputError for an unknown engine or arithmetic, and whatever
     stops it before.
     """
     if peer:
@@ -161,7 +142,7 @@ def bench(file: ModelFile, workloads: Sequence[Workload], *, engine: str, arith:
         "file_bytes": file.size,
         "weight_bytes_per_token": bytes_per_token(file),
         # after the peaks: it takes memory itself, and time that somebody who stops us does not have
-        "read_bandwidth_bytes_s": bandwidth_of(engine) if stopped in (None, Stop.BUDGET) else None,
+        "read_bandwidth_bytes_s": bandwidth_of(model) if stopped in (None, Stop.BUDGET) else None,
         "batch": "together" if decodes_together(model) else "one after another",
         "results": rows,
     }
@@ -194,8 +175,8 @@ def collect(measured: Generator[dict[str, Any], None, None], facts: dict[str, An
                     break
     except KeyboardInterrupt:
         stopped = Stop.INTERRUPTED
-    except Terminated:
-        stopped = Stop.TERMINATED
+    except Ended as told:
+        stopped = SIGNALLED[told.signal]
     except AssayError as error:
         if not rows:
             raise
@@ -204,21 +185,21 @@ def collect(measured: Generator[dict[str, Any], None, None], facts: dict[str, An
     return list(rows.values()), stopped
 
 
-def bandwidth_of(engine: str) -> float:
-    """Bytes a second that the memory is read with where ``engine`` keeps its weights."""
-    if engine == "accel":
+def bandwidth_of(model: Any) -> float:
+    """Bytes a second that the memory is read with where ``model`` keeps its weights."""
+    if model.fingerprint()["engine"] == "accel":
         from assay.accel import device  # JAX takes a second to import: not for the other engine
 
-        if (found := device.read_bandwidth()) is not None:
+        if (found := device.read_bandwidth(model.device)) is not None:
             return found
     return read_bandwidth()
 
 
 def measure(model: Any, workloads: Sequence[Workload], engine: str, peer: str | None, rounds: int,
             facts: dict[str, Any], report: Callable[[str], None]) -> Generator[dict[str, Any], None, None]:  # fmt: skip
-    """The row of each workload after each of its rounds; ``facts["peer"]`` becomes what is known of the peer.
+    """The row of each workload after each of its rounds; ``facts["peer"]`` becomes what is known of the other engine.
 
-    Where a peer reserves its memory, batches get a process of their own: many slots of the longest context would
+    Where that engine reserves its memory, batches get a process of their own: many slots of the longest context would
     take many times as much.
     """
     n = 0
@@ -244,9 +225,9 @@ def measure(model: Any, workloads: Sequence[Workload], engine: str, peer: str | 
 
 
 def first_facts(peer: peers.Peer, prompt: Sequence[int]) -> dict[str, Any]:
-    """What can be told of a peer that has just been loaded; seconds from the start of its process.
+    """What can be told of an external engine that has just been loaded; seconds from the start of its process.
 
-    ``peak_rss_bytes`` is to hold one entry for each process of the peer that was run.
+    ``peak_rss_bytes`` is to hold one entry for each of its processes that was run.
     """
     started = time.perf_counter()
     peer.generate([prompt], 1)
@@ -258,7 +239,7 @@ def first_facts(peer: peers.Peer, prompt: Sequence[int]) -> dict[str, Any]:
 
 @contextmanager
 def beside(model: Any, peer: str | None, workloads: Sequence[Workload]) -> Iterator[peers.Peer | None]:
-    """The peer, with room for these workloads; None where there is none."""
+    """The external engine, with room for these workloads; None where there is none."""
     if peer is None:
         yield None
         return
@@ -287,7 +268,7 @@ def ours(model: Any, workload: Workload) -> Run:
 
 
 def theirs(peer: peers.Peer, workload: Workload) -> Run:
-    """How a peer runs a workload."""
+    """How an external engine runs a workload."""
     key = "prefill_tok_s" if workload.kind == "prefill" else "decode_tok_s"
     keep = workload.kind == "decode"
     return lambda: (peer.generate(workload.prompts, workload.max_tokens, keep=keep)[key], 0.0)
@@ -316,7 +297,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def never_ending(file: ModelFile) -> ModelFile:
-    """The same model without end tokens, as peers are asked to ignore theirs: every run takes the same steps."""
+    """The same model without end tokens, as the others are asked to ignore theirs: every run takes the same steps."""
     return replace(file, vocabulary=replace(file.vocabulary, end_ids=frozenset()))
 
 

@@ -19,7 +19,7 @@ from assay.formats.system.cpus import processors
 
 
 def n_threads() -> int:
-    """Processors this process may use: what our engines take, and so what a peer is given."""
+    """Processors this process may use: what our engines take, and so what an external one is given."""
     return processors()
 
 

@@ -18,19 +18,21 @@ PANELS = {
     "batch": ("decoding many sequences", "sequences at once"),
 }
 COLOURS = ("#1f6f8b", "#e0a458")
-"""Ours and the peer's: dark and light, so that they differ in grey too."""
+"""Ours and the external engine's: dark and light, so that they differ in grey too."""
 
 
 def check(path: Path, *, force: bool) -> None:
     """Raise InputError unless a picture can be written to ``path``; called before anything is measured."""
     if find_spec("matplotlib") is None:
-        raise InputError("matplotlib is not installed", where="--plot", remedy="pip install 'assay[report]'")
+        raise InputError("matplotlib is not installed", where="--plot",
+                         remedy="Install it: pip install 'assay[report]'")
     if path.suffix.lower() != ".png":
-        raise InputError("the picture is a PNG file", where=f"--plot {path}", remedy="Name it FILE.png")
+        raise InputError("it is not the name of a PNG file", where=f"--plot {path}", remedy="Name it FILE.png")
     if not path.parent.is_dir():
         raise InputError("there is no such folder", where=f"--plot {path.parent}", remedy="Create it first")
     if path.is_dir() or (path.exists() and not force):
-        raise InputError("it exists", where=f"--plot {path}", remedy="Choose another name, or overwrite it by --force")
+        raise InputError("the file exists already", where=f"--plot {path}",
+                         remedy="Give another name, or --force to replace it")
 
 
 def draw(facts: dict[str, Any], path: Path) -> None:

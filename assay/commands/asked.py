@@ -12,10 +12,10 @@ from assay.formats import FormatError, InputError
 from assay.formats.containers.strict_json import parse_value
 from assay.formats.contract.messages import Conversation, checked_messages, checked_tools, opens_answer
 
-PromptFile = Annotated[Path | None, typer.Option("--prompt-file", "-f", help="Prompt from a file.")]
+PromptFile = Annotated[Path | None, typer.Option("--prompt-file", "-f", help="Read the prompt from this file.")]
 Messages = Annotated[
     str | None,
-    typer.Option(metavar="FILE.json", help="A conversation, as OpenAI writes it: a list of messages, or an object with "
+    typer.Option(metavar="FILE.json", help="A conversation in OpenAI's format: a list of messages, or an object with "
                  "messages, tools, add_generation_prompt, continue_final_message; - reads standard input."),
 ]  # fmt: skip
 IDS_HELP = "1,2,3, or the JSON of 'assay tokenize --json'; @FILE reads a file, - standard input."
@@ -48,7 +48,7 @@ def demand_one(given: dict[str, Any]) -> None:
     if sum(value is not None for value in given.values()) != 1:
         *others, last = given
         raise InputError(f"give exactly one of {', '.join(others)} and {last}", where="prompt",
-                         remedy="assay run 'def fib(n):'")  # fmt: skip
+                         remedy="For example: assay run 'def fib(n):'")  # fmt: skip
 
 
 def read_from(prompt: str | None, prompt_file: Path | None, messages: str | None) -> str | Conversation:
@@ -71,7 +71,8 @@ def read_text(path: str | Path) -> str:
         with open(path, "rb") as file:
             return decoded(file.read(MAX_BYTES + 1), str(path))
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path), remedy="Check the path") from None
+        raise InputError(f"the file cannot be read: {error.strerror}", where=str(path),
+                         remedy="Check the path") from None
     except ValueError:  # a NUL in the name
         raise InputError("it is not the name of a file", where=repr(path), remedy="Check the path") from None
 
@@ -83,7 +84,8 @@ def decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 at byte {error.start}", where=where, remedy="Convert it to UTF-8") from None
+        raise InputError(f"it is not valid UTF-8 at byte {error.start}", where=where,
+                         remedy="Convert it to UTF-8") from None
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -132,11 +134,11 @@ def conversation_of(value: Any) -> Conversation:
         raise InputError("it is not a list of messages, nor an object that has one", where="messages",
                          remedy='Give [{"role": "user", "content": "Hi"}], or {"messages": [...], "tools": [...]}')
     if unknown := [key for key in given if key not in known]:
-        raise InputError(f"nothing is done with {unknown[0]!a}", where="messages",
+        raise InputError(f"the key {unknown[0]!a} has no effect here", where="messages",
                          remedy=f"Leave it out; known are {', '.join(known)}")  # fmt: skip
     for key in known[2:]:
         if not isinstance(given.get(key), bool | None):
-            raise InputError("it is not true or false", where=key, remedy="Give one of the two")
+            raise InputError("it is not true or false", where=key, remedy="Give true or false")
     messages, tools = checked_messages(given["messages"]), checked_tools(given.get("tools"))
     for i, message in enumerate(messages):
         for j, call in enumerate(message.get("tool_calls") or []):

@@ -10,9 +10,11 @@ import typer
 
 from assay.commands import options, tables
 from assay.commands.asked import Messages, asked_text
-from assay.commands.comparison import Runs
+from assay.commands.comparison import Runs, say_verdict
+from assay.commands.outside import Independent, Outside
 from assay.formats import InputError
 from assay.formats.errors import DIFFERENT, UNDECIDED
+from assay.judging.independent import check
 from assay.judging.test_matrix import ENGINES, PROMPTS, SHORT, Cell, run
 from assay.parity.attribution import attribute
 from assay.parity.sample import OTHER_SAMPLE
@@ -23,19 +25,23 @@ from assay.progress import bar
 def command(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What is read, except on the path 'long': by default a few lines; - reads standard input."),
+        typer.Argument(help="The text, except on the path 'long'; by default a few lines; - reads standard input."),
     ] = None,
     messages: Messages = None,
     model: options.Model = options.DEFAULT_MODEL,
-    engines: Annotated[str, typer.Option(help="Engines and their arithmetics.")] = ",".join(ENGINES),
+    engines: Annotated[
+        str, typer.Option(help="Engines with their arithmetics, separated by commas.")
+    ] = ",".join(ENGINES),
     runs: Runs = 4,
+    independent: Independent = False,
     as_json: options.Json = False,
 ) -> None:
     """Judge every combination of prompt (raw, chat, chat with forced ids), container (GGUF, APR), engine with its
     arithmetic, and path (stages, prefill, decode, long text, generate, batch), and name the axis that is to blame.
 
     Of a conversation (--messages), the prompt 'raw' is the rendered text. Exit code 0: every cell is green; 8: one is
-    not; 10: no cell failed, but some have no noise floor, or are of chats that the file leaves in doubt.
+    not, or a second reader of the file contradicts what they all rest on; 10: no cell failed, but some have no noise
+    floor, or are of chats that the file leaves in doubt.
     """
     names = [name.strip() for name in engines.split(",")]
     for name in names:
@@ -44,20 +50,27 @@ def command(
                              remedy=f"Give some of {', '.join(ENGINES)}, 'reference ggml'")  # fmt: skip
     what = asked_text(SHORT if (prompt, messages) == (None, None) else prompt, None, messages)
     if not what:
-        raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or none at all")
+        raise InputError("the prompt is empty", where="prompt", remedy="Give a text, or leave it out")
     with bar() as progress:
         file = options.open_file(model)
+        outside = Outside(check(file, values=independent, progress=progress))
         cells, missing = run(file, short=what, names=names, runs=runs, progress=progress)
     blame = attribute([(cell.levels, cell.failed) for cell in cells])
     undecided = any(cell.verdict in (Verdict.UNCALIBRATED, Verdict.DOUBTFUL) for cell in cells)
+    suspect = outside.over(Verdict.NOISE) == Verdict.REFERENCE_SUSPECT
     if as_json:
-        said = {"green": not blame and not undecided, "blame": blame, "missing": missing, "warnings": file.warnings,
+        said = {"green": not blame and not undecided and not suspect, "blame": blame, "missing": missing,
+                "warnings": file.warnings,
                 "cells": [{**cell.levels, "verdict": cell.verdict, "note": cell.note, "expected": cell.expected,
-                           "observed": cell.observed} for cell in cells]}  # fmt: skip
+                           "observed": cell.observed} for cell in cells],
+                "second_reading": outside.facts()["second_reading"]}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
         show(cells, blame, missing)
-    raise typer.Exit(DIFFERENT if blame else UNDECIDED if undecided else 0)
+        outside.show()
+        if suspect:
+            say_verdict(Verdict.REFERENCE_SUSPECT, outside.accusation())
+    raise typer.Exit(DIFFERENT if blame or suspect else UNDECIDED if undecided else 0)
 
 
 def show(cells: Sequence[Cell], blame: Sequence[dict[str, str]], missing: str) -> None:

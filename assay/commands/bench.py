@@ -1,9 +1,8 @@
-"""``assay bench``: how fast, beside a peer, on this machine, now."""
+"""``assay bench``: how fast, beside an external engine, on this machine, now."""
 
 from __future__ import annotations
 
 import json
-import signal
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +18,7 @@ from assay.benchmark.bench import (
     MAX_BATCH,
     PREFILL,
     Stop,
-    Terminated,
     bench,
-    terminable,
     workloads_of,
 )
 from assay.commands import options, tables
@@ -31,7 +28,7 @@ from assay.formats.system.atomic_file import demand_apart
 from assay.formats.system.progress import quiet
 from assay.progress import bar
 
-EXIT_CODES = {Stop.BUDGET: 0, Stop.INTERRUPTED: 130, Stop.TERMINATED: 143}
+EXIT_CODES = {Stop.BUDGET: 0, Stop.HUNG_UP: 129, Stop.INTERRUPTED: 130, Stop.TERMINATED: 143}
 
 
 def command(
@@ -39,31 +36,33 @@ def command(
     engine: options.Engine = "accel",
     arith: options.Arith = None,
     cache_type: options.CacheType = None,
-    vs: Annotated[str | None, typer.Option("--vs", help=f"Take turns with: {', '.join(peers.PEERS)}.")] = None,
+    vs: Annotated[
+        str | None, typer.Option("--vs", help=f"External engine to alternate with: {' or '.join(peers.PEERS)}.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Measured runs of each workload.")] = 5,
-    prefill: Annotated[str, typer.Option(help="Prompt lengths to read.")] = ",".join(map(str, PREFILL)),
+    prefill: Annotated[str, typer.Option(help="Prompt lengths to read, in tokens.")] = ",".join(map(str, PREFILL)),
     decode_at: Annotated[
-        str, typer.Option(help=f"Context lengths to decode {DECODE_TOKENS} tokens at; 0 is as short as can be.")
+        str, typer.Option(help=f"Context lengths to decode {DECODE_TOKENS} tokens at; 0 is the shortest.")
     ] = ",".join(map(str, DECODE_AT)),
     batch: Annotated[
         str, typer.Option(help=f"Numbers of sequences to decode at once, at most {MAX_BATCH}.")
     ] = ",".join(map(str, BATCH)),
     budget: Annotated[
-        float | None, typer.Option(help="Seconds after which no further round begins; what is left out is said.")
+        float | None, typer.Option(help="Seconds after which no further round begins; what is left out is named.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the speeds into this PNG file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the speeds in this PNG file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="With --plot: overwrite the file.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure load, first token, prefill, decode, batches and memory; with --vs alternately with an external engine.
 
     An empty list ('') leaves a kind of workload out; what exceeds the model's context is left out and named. Rows come
-    as they are measured; a benchmark that is stopped (--budget, Ctrl-C, SIGTERM, an engine that fails) still prints
-    what it has. Exit code 130 after Ctrl-C, 143 after SIGTERM.
+    as they are measured; a benchmark that is stopped (--budget, Ctrl-C, SIGTERM, SIGHUP, an engine that fails) still
+    prints what it has. Exit code 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     sizes = sizes_of(prefill, decode_at, batch)
     if budget is not None and not budget >= 0:
-        raise InputError(f"{budget} s is not a time", where="--budget", remedy="Give seconds, 0 or more")
+        raise InputError(f"{budget:g} seconds cannot be a budget", where="--budget", remedy="Give 0 or more")
     if vs is not None:
         peers.require(vs)
     options.demand_effect("--force", force and plot is None, "without --plot no file is written")
@@ -76,14 +75,8 @@ def command(
     for workload in left_out:
         options.say(f"{workload['name']} is left out: {workload['reason']}")
     shown = Rows(file, vs, rounds, quiet=as_json)
-    try:
-        with terminable():
-            facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
-                          opened_s=opened_s, budget=budget, watch=shown.add,
-                          report=quiet if as_json else options.say)  # fmt: skip
-    except Terminated:
-        signal.raise_signal(signal.SIGTERM)  # there is nothing to show: as if it had not been caught
-        raise
+    facts = bench(file, workloads, engine=engine, arith=arith, cache_type=cache_type, peer=vs, rounds=rounds,
+                  opened_s=opened_s, budget=budget, watch=shown.add, report=quiet if as_json else options.say)
     finish({"model": options.model_of(file), **facts, "left_out": left_out + facts["left_out"]}, shown, plot)
 
 
@@ -200,7 +193,7 @@ def of_us(facts: dict[str, Any]) -> list[str]:
 
 
 def of_the_peer(facts: dict[str, Any]) -> list[str]:
-    """The same of the peer, if there is one."""
+    """The same of the external engine, if there is one."""
     peer = facts["peer"]
     if not peer:
         return []

@@ -31,6 +31,7 @@ from assay.commands.comparison import (
     say_verdict,
     write_junit,
 )
+from assay.commands.outside import OWN_NOISE
 from assay.formats import InputError
 from assay.formats.system.atomic_file import replacing
 from assay.judging.engines_under_test import UnderTest
@@ -67,7 +68,7 @@ def command(
     written beside it. Exit codes as for 'assay parity'.
     """
     if minify is not None and minify.suffix != ".py":
-        raise InputError(f"{minify.name!r} is not a name for a script", where="--minify", remedy="Let it end in .py")
+        raise InputError(f"{minify.name!r} is not the name of a script", where="--minify", remedy="Give FILE.py")
     demand_all_free(minify, arrays_of(minify), junit, force=force)
     with (other_samples_reported(junit, force=force),
           comparing(prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type, taps=True,
@@ -77,7 +78,7 @@ def command(
         shown = minify is not None and found is not None and write_repro(minify, judged, found, force=force)
     verdict = found.verdict if found else Verdict.UNCALIBRATED
     finding = found.finding if found else None
-    cases = stage_cases(finding, found.floor if found else {}, verdict)
+    cases = stage_cases(finding, verdict)
     verdict = in_doubt(verdict, judged, chat or messages is not None)
     write_junit(junit, cases, judged, verdict, force=force)
     if as_json:
@@ -87,14 +88,15 @@ def command(
         show(judged, finding, verdict)
     if minify is not None and not as_json:
         tables.line(f"wrote {minify} and {arrays_of(minify)}: run the script" if shown else
-                    f"no stage is known to be wrong, so {minify} was not written")  # fmt: skip
+                    f"no single number is known to be wrong, so {minify} was not written")  # fmt: skip
     raise typer.Exit(exit_code(verdict))
 
 
 def facts(judged: UnderTest, finding: Finding | None, verdict: Verdict) -> dict[str, Any]:
     """The ``--json`` object."""
     wrong = [] if not finding else [
-        {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key]._asdict()}
+        {"stage": key[0], "layer": key[1], "over_floor": finding.ratios[key], **finding.local[key].figures(),
+         "tests": finding.tests[key]}
         for key in finding.wrong
     ]  # fmt: skip
     return {"verdict": verdict, "warnings": judged.file.warnings, "wrong": wrong,
@@ -107,6 +109,8 @@ def show(judged: UnderTest, finding: Finding | None, verdict: Verdict) -> None:
     """The table of wrong stages, and what transplanting the truth there does; or the verdict, if there are none."""
     if finding is None:
         say_verdict(verdict, NO_FLOOR)
+    elif verdict == Verdict.REFERENCE_SUSPECT:
+        say_verdict(verdict, OWN_NOISE)
     elif verdict == Verdict.DOUBTFUL:
         say_verdict(verdict, doubts_of(judged))
     elif not finding.wrong:
@@ -128,12 +132,17 @@ def arrays_of(script: Path | None) -> Path | None:
 
 
 def write_repro(script: Path, judged: UnderTest, found: StageReport, *, force: bool) -> bool:
-    """Write the script that shows the first wrong stage, and its arrays; False, and nothing, if there is none."""
+    """Write the script that shows the first wrong stage, and its arrays.
+
+    False, and nothing, if there is none, or if no single number of it is beyond the floor.
+    """
     site = found.finding.site
     if site is None:
         return False
     truth = stages.capture(judged.truth, found.ids)
     fault = worst(site, alone(judged.candidate, found.ids, truth, site), truth[site], found.floor[site])
+    if fault is None:
+        return False
     fingerprint = judged.candidate.fingerprint()
     origin = f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}"
     repro = repro_of(judged.file, found.ids, truth, fault, origin)

@@ -33,8 +33,8 @@ def command(
     model: options.Model = options.DEFAULT_MODEL,
     engine: options.Engine = "accel",
     arith: options.Arith = None,
-    system: Annotated[str | None, typer.Option(help="System text.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = 512,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = 512,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -46,7 +46,7 @@ def command(
     cache_type: options.CacheType = None,
     as_json: options.Json = False,
 ) -> None:
-    """Talk to a model. Reads standard input line by line; with --json prints one object an answer.
+    """Talk to a model. Reads standard input line by line; with --json prints one object for each answer.
 
     /help lists the commands. A line that cannot be answered is reported, and the next one read; the exit code is then
     that of the first such line.
@@ -142,7 +142,7 @@ def piped_lines() -> Iterator[bytes]:
         while len(raw) > MAX_BYTES and not raw.endswith(b"\n"):  # the rest of this line is not a line of its own
             if skipped > SKIPPED_AT_MOST:
                 raise InputError(f"a line is longer than {SKIPPED_AT_MOST} bytes", where="standard input",
-                                 remedy="Give texts, one a line")  # fmt: skip
+                                 remedy="Give a shorter line")  # fmt: skip
             raw = stdin.readline(MAX_BYTES + 1)
             skipped += len(raw)
 

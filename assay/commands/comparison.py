@@ -14,25 +14,26 @@ import typer
 from assay.commands import options, tables
 from assay.commands.asked import IDS_HELP, asked, text_and_ids
 from assay.formats import InputError, SampleError
-from assay.formats.errors import DIFFERENT, UNDECIDED
 from assay.formats.system.atomic_file import demand_apart, demand_free, replacing
 from assay.formats.system.progress import Progress
 from assay.judging.engines_under_test import UnderTest, opened
 from assay.judging.judge import PATHS
+from assay.judging.report import exit_code as exit_code
 from assay.parity.flips import Account
+from assay.parity.free_run import FreeRun
 from assay.parity.junit import Case, Outcome, junit
 from assay.parity.sample import OTHER_SAMPLE
 from assay.parity.stages import MAX_TOKENS
-from assay.parity.verdict import Verdict
+from assay.parity.verdict import Verdict, faults_of
 from assay.progress import bar
 
-Prompt = Annotated[str | None, typer.Argument(help="What both engines read; - reads standard input.")]
+Prompt = Annotated[str | None, typer.Argument(help="The text that both engines read; - reads standard input.")]
 Ids = Annotated[str | None, typer.Option(help=f"Token ids instead of text, forced on both sides: {IDS_HELP}")]
 Chat = Annotated[bool, typer.Option("--chat", help="Each side wraps the prompt in the chat template by itself.")]
 PathThrough = Annotated[str, typer.Option("--path", help="How the candidate reads: prefill (all at once) or decode.")]
-Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle that make the floor.")]
-Junit = Annotated[Path | None, typer.Option(help="Write a file of test results, JUnit XML, for a CI server.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the files that are there.")]
+Runs = Annotated[int, typer.Option(min=2, max=64, help="Noisy runs of the oracle for the floor; more take longer.")]
+Junit = Annotated[Path | None, typer.Option(help="Write the results to this file as JUnit XML, for a CI server.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 QUICK = "def fib(n):\n    if n < 2:\n        return n\n    return"
 """What is read where nothing is given."""
 NO_FLOOR = ": the engine does not say how it computes, so there is no floor"
@@ -61,13 +62,6 @@ def comparing(prompt: str | None, prompt_file: Path | None, ids: str | None, mes
         if taps:  # every stage is kept, of so many
             most = MAX_TOKENS if path == "prefill" else file.config.context_length
         yield judged, judged.sample(text, forced, chat, most), progress
-
-
-def exit_code(verdict: Verdict) -> int:
-    """0 for green, ``DIFFERENT`` for a fault that was found, ``UNDECIDED`` where nothing was decided."""
-    if verdict.green:
-        return 0
-    return DIFFERENT if verdict in (Verdict.BUG, Verdict.REFERENCE_SUSPECT) else UNDECIDED
 
 
 def in_doubt(verdict: Verdict, judged: UnderTest, chat: bool) -> Verdict:
@@ -104,6 +98,27 @@ def flips_line(counted: Account) -> str:
             f"top-1 {counted.top1:.2%}")  # fmt: skip
 
 
+def logits_line(counted: Account) -> str:
+    """All the logits in one line, with what would be a fault; of an engine that names only some, that."""
+    found = {measure.name: measure for measure in counted.measures}
+    if "row" not in found:
+        return "not every token is named: rows and gains of all logits are not judged"
+    error, gain, row = found["error"], found["gain"], found["row"]
+    return (f"all logits: error {error.value:.2g} times the predicted noise ({error.limit:.2g} allowed), gain off by "
+            f"{gain.value:+.1e} ({gain.limit:.1e}), worst row of the vocabulary by {row.value:+.1e} ({row.limit:.1e})")
+
+
+def as_measures(counted: Account | FreeRun) -> dict[str, dict[str, float | int | bool | None]]:
+    """What ``--json`` says of each measure, by its name."""
+    return {one.name: {"value": one.value, "limit": one.limit, "at": one.at, "beyond": one.beyond}
+            for one in counted.measures}  # fmt: skip
+
+
+def as_counts(counted: Account) -> dict[str, Any]:
+    """What ``--json`` says of flips."""
+    return counted._asdict() | {"measures": as_measures(counted)}
+
+
 def kl_of(counted: Account) -> str:
     """The mean KL and its standard error. Of an engine that names only some tokens it is known from below only."""
     if counted.kl_is_bound and counted.kl_mean == 0:
@@ -121,7 +136,7 @@ def demand_all_free(*paths: Path | None, force: bool) -> None:
     for path in wanted:
         demand_free(path, force=force)
     if len({path.resolve() for path in wanted}) < len(wanted):
-        raise InputError("two files of the same name would be written", where=str(wanted[0]),
+        raise InputError("two outputs have the same name", where=str(wanted[0]),
                          remedy="Give each a name of its own")  # fmt: skip
 
 
@@ -171,4 +186,4 @@ def flips_of(counted: Account | None) -> str:
     if counted is None:
         return ""
     at = f"; unexplained at positions {', '.join(map(str, counted.unexplained))}" if counted.unexplained else ""
-    return flips_line(counted) + at
+    return "; ".join([flips_line(counted) + at, *faults_of(counted)])

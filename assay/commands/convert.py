@@ -21,16 +21,20 @@ LISTED_AT_MOST = 12
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="A GGUF or APR file, a Hugging Face folder, a name, builtin.")],
+    source: Annotated[str, typer.Argument(help="A GGUF or APR file, a Hugging Face folder, a name, or builtin.")],
     target: Annotated[Path, typer.Argument(help="What to write: NAME.gguf, NAME.apr, or a folder.")],
-    to: Annotated[str | None, typer.Option(help="gguf, apr or hf, where the name does not say it.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Format of the target: gguf, apr or hf; by default as its name says.")
+    ] = None,
     treatment: Annotated[
         str | None,
-        typer.Option("--as", help="Type for tensors whose own the target does not have: F32 (exact), F16, Q8_0 ..."),
+        typer.Option("--as", help="Type for tensors whose own type the target lacks: F32 (exact), F16, Q8_0 ..."),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="With --as: all matrices, also those that could stay.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="With --as: all matrices, also those that could keep their type.")
+    ] = False,
     shard_size: Annotated[
-        float, typer.Option(help="GB (10^9 bytes) of a safetensors file of a folder; 0 never cuts.")
+        float, typer.Option(help="Largest safetensors file of a folder, in GB (10^9 bytes); 0: one file.")
     ] = SHARD_BYTES / 1e9,
     force: Annotated[bool, typer.Option("--force", help="Replace the target if it exists.")] = False,
     as_json: options.Json = False,
@@ -43,9 +47,10 @@ def command(
     if to is not None and to not in FORMATS:
         raise InputError(f"there is no format {to!a}", where="--to", remedy=f"Choose one of {', '.join(FORMATS)}")
     if every and treatment is None:
-        raise InputError("--all says which tensors are treated, but not how", where="--all", remedy="Add --as TYPE")
+        raise InputError("--all needs the type that all matrices are to have", where="--all", remedy="Add --as TYPE")
     if not 0 <= shard_size < 1e9:
-        raise InputError(f"{shard_size} GB is not a size of a file", where="--shard-size")
+        raise InputError(f"{shard_size:g} GB cannot be the size of a file", where="--shard-size",
+                         remedy="Give 0 or more")
     options.demand_effect("--shard-size", shard_size != SHARD_BYTES / 1e9 and (to or format_of(target)) != "hf",
                           "only a folder has more than one file")  # fmt: skip
     with bar() as progress:
@@ -72,7 +77,7 @@ def show(census: dict[str, Any]) -> None:
     rows.append(("metadata keys", str(sum(fates.values())), ", ".join(f"{n} {fate}" for fate, n in fates.items())))
     options.show(f"{source['format']} to {target['format']}, {census['seconds']:.1f} s", ("", "source", "target"), rows)
     if remarks := remarks_of(census):
-        options.show("What is not as it was", ("", "", "why or where"), remarks)
+        options.show("What was changed", ("", "", "why or where"), remarks)
 
 
 def in_type(counts: dict[str, int] | None) -> str:

@@ -31,13 +31,13 @@ def command(
     show_all: Annotated[bool, typer.Option("--all", help=f"List every difference, not the first {SHOWN}.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare two model files: metadata, tensors, bytes, values; and name the accident where it is a known one.
+    """Compare two model files: metadata, tensors, bytes, values; and name known accidents of converters.
 
     Exit code 0 if they are the same, 8 if they differ. Where tensors lie, and in which order, makes no difference;
     between two formats the facts are compared (hyper-parameters, vocabulary, template), not the keys.
     """
     if tolerance != tolerance:
-        raise InputError("not a number", where="--tolerance", remedy="Give a number from 0 to 10")
+        raise InputError("it is not a number", where="--tolerance", remedy="Give a number from 0 to 10")
     left, right = options.open_any(a), options.open_any(b)
     with bar() as progress:
         report = None if same_file(left, right) else compare(left, right, progress=progress)

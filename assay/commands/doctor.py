@@ -54,7 +54,7 @@ def command(as_json: options.Json = False) -> None:
 def caches() -> list[dict[str, Any]]:
     """What is kept between processes: name, folder, number of files, bytes, and the command that clears it."""
     folders = {"models": default_folder(), "compiled programs": programs_folder() or cache_folder("xla"),
-               "noise floors": cache_folder("floors")}  # fmt: skip
+               "noise floors": cache_folder("floors"), "second readings": cache_folder("readings")}  # fmt: skip
     found = []
     for name, folder in folders.items():
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []

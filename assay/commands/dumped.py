@@ -30,7 +30,8 @@ def comparing_dump(folder: Path, prompt: str | None, prompt_file: Path | None, i
     if (prompt, prompt_file, ids, messages) != (None, None, None, None):
         text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
     elif chat:
-        raise InputError("--chat needs the text that was traced", where="--chat", remedy="Give it, or leave out --chat")
+        raise InputError("--chat needs the text that was traced", where="--chat",
+                         remedy="Give that text, or leave out --chat")
     file = options.open_file(model)
     judged = opened_dump(folder, file, text, forced, chat, arith)
     with bar() as progress:

@@ -20,6 +20,8 @@ from assay.commands.comparison import (
     PathThrough,
     Prompt,
     Runs,
+    as_counts,
+    as_measures,
     caveat,
     comparing,
     demand_all_free,
@@ -29,20 +31,25 @@ from assay.commands.comparison import (
     flips_line,
     flips_of,
     in_doubt,
+    logits_line,
     other_samples_reported,
     say_verdict,
     write_junit,
 )
+from assay.commands.outside import Independent, Outside, Witness, asked_outside, demand_witness
 from assay.judging.engines_under_test import WINDOW, UnderTest
 from assay.judging.judge import judge_flips, judge_free_run
 from assay.parity.divergence import TOP, statistics
-from assay.parity.flips import EXPLAINED, Account, Positions, account
+from assay.parity.flips import IN_DOUBT, Account, Positions, account
 from assay.parity.free_run import FreeRun
 from assay.parity.junit import token_case
-from assay.parity.verdict import Verdict, faults_of, of_flips
+from assay.parity.verdict import Verdict, faults_of, of_flips, remarks_of
 from assay.peers.endpoint import is_address
 
 SHOWN = 20
+InsecureKey = Annotated[
+    bool, typer.Option("--insecure-key", help="Send an endpoint's key over plain http to another machine, too.")
+]
 
 
 def command(
@@ -59,9 +66,9 @@ def command(
     runs: Runs = 4,
     free: Annotated[int, typer.Option(min=0, max=WINDOW, help="Tokens that the candidate also writes by itself.")] = 0,
     endpoint_model: Annotated[str | None, typer.Option(help="The model to ask an endpoint for; the only one.")] = None,
-    insecure_key: Annotated[
-        bool, typer.Option("--insecure-key", help="Send an endpoint's key over plain http to another machine, too.")
-    ] = False,
+    insecure_key: InsecureKey = False,
+    independent: Independent = False,
+    witness: Witness = None,
     junit: Junit = None,
     force: Force = False,
     as_json: options.Json = False,
@@ -73,8 +80,9 @@ def command(
     http://127.0.0.1:8000/v1 (its key: environment variable ASSAY_API_KEY, sent over https or to this machine only), of
     which --arith declares ggml or f32: what cannot be seen from outside. With --free the candidate's own generation
     after the prompt is compared with what the truth writes, too; after each difference it goes on from the truth's
-    text. Exit code 0: every flip was predicted, and there are as many as expected; 8: not so; 10: no noise floor, or a
-    chat that the file leaves in doubt.
+    text. All logits and every row of the vocabulary are held against the same noisy runs. Exit code 0: the floor
+    explains flips and logits; 8: not so, or a second reader or a witness contradicts the truth; 10: no noise floor, or
+    a chat that the file leaves in doubt.
     """
     demand_all_free(junit, force=force)
     with (other_samples_reported(junit, force=force),
@@ -82,74 +90,87 @@ def command(
                     endpoint_model=endpoint_model,
                     insecure_key=insecure_key) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file], junit)
+        demand_witness(judged, witness)
         positions = judge_flips(judged, sample, path, runs, progress)
         written = judge_free_run(judged, sample, free, runs, progress) if free else None
+        outside = asked_outside(judged, sample, runs, positions, progress, independent, witness)
     if positions is None:
         write_junit(junit, [token_case(Verdict.UNCALIBRATED, "")], judged, Verdict.UNCALIBRATED, force=force)
-        show_uncalibrated(DECLARE if is_address(engine) else "", as_json)
-        raise typer.Exit(exit_code(Verdict.UNCALIBRATED))
+        raise end_uncalibrated(DECLARE if is_address(engine) else "", as_json)
     counted = account(positions)
-    verdict = of_flips(counted, judged.declared(1 if path == "decode" else len(sample)))
+    declared = judged.declared(1 if path == "decode" else len(sample))
+    verdict = of_flips(counted, declared)
     cases = [token_case(verdict, flips_of(counted))]
     if written is not None:
         of_writing = of_flips(written, judged.declared(1))
         cases.append(token_case(of_writing, writing_line(as_facts(judged, written)), "writing by itself"))
         if verdict.green and not of_writing.green:
             verdict = of_writing
-    verdict = in_doubt(verdict, judged, chat or messages is not None)
-    write_junit(junit, cases, judged, verdict, force=force)
-    said = facts(judged, sample, positions, counted, written, verdict)
+    verdict = outside.over(in_doubt(verdict, judged, chat or messages is not None))
+    write_junit(junit, [*cases, *outside.cases()], judged, verdict, force=force)
+    said = facts(judged, sample, positions, counted, written, verdict) | outside.facts()
+    said["remarks"] = remarks_of(counted, declared) if declared else []
     if as_json:
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(judged, said, counted, written)
+        show(judged, said, counted, written, outside)
     raise typer.Exit(exit_code(verdict))
 
 
-def show_uncalibrated(remedy: str, as_json: bool) -> None:
-    """That there is no noise floor, and what can be done about it."""
+def end_uncalibrated(remedy: str, as_json: bool) -> typer.Exit:
+    """Say that there is no noise floor, and what can be done about it; the exit to raise."""
     if as_json:
         typer.echo(json.dumps({"verdict": Verdict.UNCALIBRATED}))
     else:
         say_verdict(Verdict.UNCALIBRATED, NO_FLOOR + remedy)
+    return typer.Exit(exit_code(Verdict.UNCALIBRATED))
 
 
 def facts(judged: UnderTest, ids: list[int], positions: Positions, counted: Account, written: FreeRun | None,
           verdict: Verdict) -> dict[str, Any]:  # fmt: skip
     """The ``--json`` object."""
     return {"verdict": verdict, "warnings": judged.file.warnings, "candidate": judged.candidate.fingerprint(),
-            **counted._asdict(),
+            **as_counts(counted),
             "statistics": statistics(positions.divergence),
             "free_run": as_facts(judged, written) if written else None,
             "positions_in_doubt": close_calls(judged, ids, positions),
             "margins": np.round(positions.margin, 6).tolist(), "sigmas": positions.sigma.tolist()}  # fmt: skip
 
 
-def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: FreeRun | None) -> None:
+def show(judged: UnderTest, said: dict[str, Any], counted: Account, written: FreeRun | None,
+         outside: Outside) -> None:  # fmt: skip
     """What ``--json`` says, for people: the tokens in doubt, the counts, and the verdict with its reasons."""
     show_doubtful(said["positions_in_doubt"])
     tables.line(flips_line(counted))
+    tables.line(logits_line(counted))
     show_statistics(said["statistics"], counted.kl_is_bound)
     faults = faults_of(counted)
     if written:
         show_writing(said["free_run"])
         faults += [f"{fault} when writing by itself" for fault in faults_of(written)]
+    for remark in said["remarks"]:
+        tables.line(remark)
     if taken_on_trust := caveat(said["candidate"]):
         tables.line(taken_on_trust)
+    outside.show()
+    if said["verdict"] == Verdict.REFERENCE_SUSPECT:
+        say_verdict(said["verdict"], outside.accusation())
+        return
     doubt = doubts_of(judged) if said["verdict"] == Verdict.DOUBTFUL else ""
     say_verdict(said["verdict"], f": {'; '.join(faults)}" if faults else doubt)
 
 
 def close_calls(judged: UnderTest, ids: list[int], positions: Positions) -> list[dict[str, Any]]:
-    """The positions that flipped, or that the floor could have flipped, most probable first."""
-    doubtful = np.flatnonzero(positions.flipped | (positions.probability >= EXPLAINED))
+    """The positions that flipped, least probable first, and then those that the floor could have flipped."""
+    doubtful = np.flatnonzero(positions.flipped | (positions.probability >= IN_DOUBT))
     decode = judged.truth.tokenizer.decode
     return [
         {"position": int(i), "after": decode(ids[max(0, i - 7) : i + 1]), "token": decode([int(positions.top[i])]),
          "margin": float(positions.margin[i]), "sigma": float(positions.sigma[i]),
          "probability": float(positions.probability[i]), "flipped": bool(positions.flipped[i]),
          "moved": float(positions.moved[i])}
-        for i in sorted(doubtful, key=lambda i: (not positions.flipped[i], -positions.probability[i]))
+        for i in sorted(doubtful, key=lambda i: (not positions.flipped[i],
+                                                 positions.probability[i] * (1 if positions.flipped[i] else -1)))
     ]  # fmt: skip
 
 
@@ -182,7 +203,7 @@ def as_facts(judged: UnderTest, written: FreeRun) -> dict[str, Any]:
     return {
         "tokens": len(written.answer), "answer": decode(written.answer), "expected": written.expected,
         "observed": written.observed, "p_value": written.p_value, "noise": written.noise,
-        "unexplained": len(written.unexplained),
+        "unexplained": len(written.unexplained), "measures": as_measures(written), "wrong": list(written.wrong),
         "splits": [{**split._asdict(), "after": decode(written.answer[max(0, split.at - 6) : split.at]),
                     "true": decode([split.true]), "found": None if split.found is None else decode([split.found])}
                    for split in written.splits],

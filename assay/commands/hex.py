@@ -27,10 +27,10 @@ def command(
     tensor: Annotated[
         str | None, typer.Option(help="Dump this tensor's data; --offset then counts from its start.")
     ] = None,
-    block: Annotated[int | None, typer.Option(min=0, help="With --tensor: the block to take apart.")] = None,
-    offset: Annotated[int, typer.Option(min=0, help="First byte.")] = 0,
+    block: Annotated[int | None, typer.Option(min=0, help="With --tensor: the block to decode field by field.")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="First byte to show.")] = 0,
     length: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help=f"Bytes to show; {LENGTH}, or one block, if not given.")
+        int | None, typer.Option(min=1, max=MOST, help=f"Bytes to show; by default {LENGTH}, or one block.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -56,23 +56,23 @@ def window(container: Container, tensor: str | None, block: int | None, offset: 
     begin, end = 0, container.size
     if tensor is None:
         if block is not None:
-            raise InputError("a block of which tensor?", where="--block", remedy="Name it with --tensor")
+            raise InputError("the tensor of the block is not named", where="--block", remedy="Name it with --tensor")
     else:
         if tensor not in container.tensors:
             raise InputError(f"there is no tensor {tensor!r}", where="--tensor",
-                             remedy="assay tensors lists their names")  # fmt: skip
+                             remedy="'assay tensors' lists their names")  # fmt: skip
         info = container.tensors[tensor]
         begin, end = info.offset, info.offset + info.nbytes
         blocks = info.nbytes // info.type.block_bytes
         if block is not None and not block < blocks:
-            raise InputError(f"the tensor has blocks 0 to {blocks - 1}, no block {block}", where="--block",
+            raise InputError(f"the tensor has blocks 0 to {blocks - 1}, not {block}", where="--block",
                              remedy="Choose one of them")  # fmt: skip
         begin += (block or 0) * info.type.block_bytes
         whole = info.type.block_bytes if info.type.name in FIELDS else NUMBERS_LENGTH
         length = length or whole
     start = begin + offset
     if start >= end:
-        raise InputError(f"byte {offset} is beyond the end: there are {end - begin}", where="--offset",
+        raise InputError(f"byte {offset} is beyond the end: there are {end - begin} bytes", where="--offset",
                          remedy="Choose a smaller one")  # fmt: skip
     return start, min(start + (length or LENGTH), end)
 

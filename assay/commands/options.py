@@ -20,22 +20,27 @@ from assay.output import console, say
 from assay.progress import bar
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (fetched on first use), builtin.")
+    str,
+    typer.Option("--model", "-m", help="A path, a name from 'assay pull --list' (fetched on first use), or builtin."),
 ]
 Engine = Annotated[str, typer.Option("--engine", "-e", help="accel (JAX, fast) or reference (NumPy, the oracle).")]
 Arith = Annotated[
-    str | None, typer.Option("--arith", help="reference: f32 (default), f64, ggml; accel: fast (default), f32.")
+    str | None,
+    typer.Option("--arith", help="Arithmetic. reference: f32 (default), f64, ggml; accel: fast (default), f32."),
 ]
 NFC = Annotated[
     bool, typer.Option("--nfc/--no-nfc", help="Normalise text to NFC, as in training; llama.cpp does not.")
 ]
 CacheType = Annotated[
-    str | None, typer.Option("--cache-type", help="accel: keys and values in f16, bf16 or f32.")
+    str | None,
+    typer.Option("--cache-type", help="accel: type of cached keys and values: f16 (default of fast), bf16 or f32."),
 ]
 CacheWeights = Annotated[
-    bool, typer.Option("--cache-weights", help="reference: keep decoded weights (4 bytes each): more memory, faster.")
+    bool, typer.Option("--cache-weights", help="reference: keep decoded weights: faster, for 4 bytes a weight.")
 ]
-Temperature = Annotated[float, typer.Option("--temperature", "--temp", help="0 is greedy, else 1e-6 to 1e6.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", "--temp", help="0 (greedy) takes the likeliest token; else 1e-6 to 1e6.")
+]
 TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that reach this probability, 1e-6 to 1.")]
 MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the likeliest, 0 to 1.")]
@@ -43,12 +48,12 @@ RepeatPenalty = Annotated[float, typer.Option(help="Make tokens already seen les
 Seed = Annotated[
     int,
     typer.Option(
-        help="Of the draws, 0 to 2^64 - 1. Same seed, same ids, on one engine, arithmetic, machine and version; on "
-        "another the draws are the same, but rounding can tip one to another token."
+        help="Seed of the draws, 0 to 2^64 - 1. The same seed gives the same ids on one engine, arithmetic, machine "
+        "and version; elsewhere the draws are the same, but rounding can tip one to another token."
     ),
 ]
 Special = Annotated[
-    bool, typer.Option("--special/--no-special", help="Read <|im_start|> and its kin as control tokens.")
+    bool, typer.Option("--special/--no-special", help="Read <|im_start|> and the like as control tokens.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DEFAULT_MODEL = BUILTIN_NAME

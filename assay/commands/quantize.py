@@ -35,10 +35,10 @@ def command(
     mix: Annotated[str, typer.Option("--type", "-t", help=f"One of {TYPES}.")] = "Q4_K_M",
     pure: Annotated[bool, typer.Option("--pure", help="No matrix gets more bits than the others.")] = False,
     by_name: Annotated[
-        bool, typer.Option("--by-name", help="Favour the layers that llama.cpp once did: counted 0, 1, 10, 11, .., 2.")
+        bool, typer.Option("--by-name", help="Count layers by name (0, 1, 10, 11, .., 2), as older llama.cpp did.")
     ] = False,
     requantize: Annotated[
-        bool, typer.Option("--requantize", help="Also quantise what is quantised already; errors add up.")
+        bool, typer.Option("--requantize", help="Also quantise what is quantised already: errors add up.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the target if it exists.")] = False,
     as_json: options.Json = False,
@@ -102,8 +102,8 @@ def demand_floats(file: ModelFile, moves: list[Move]) -> None:
     again = [m.tensor for m in moves if m.work is not None and m.tensor.type.name not in FLOATS]
     if again:
         raise InputError(f"{len(again)} tensors are quantised already, such as {again[0].name} ({again[0].type.name})",
-                         where=str(file.path), remedy="Start from a file in F32, F16 or BF16; or, if a second loss "
-                         "may be added to the first, say --requantize")  # fmt: skip
+                         where=str(file.path), remedy="Start from a file in F32, F16 or BF16; or add --requantize, "
+                         "which adds a second loss to the first")  # fmt: skip
 
 
 def metadata_for(file: ModelFile, mix: str) -> dict[str, Value]:

@@ -25,11 +25,11 @@ def command(
     engine: options.Engine = "accel",
     arith: options.Arith = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens; by default after 128 or "
+        int | None, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens; by default 128, fewer "
                                  "where the context ends.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template, once.")] = False,
-    system: Annotated[str | None, typer.Option(help="System text, with --chat.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message, with --chat.")] = None,
     messages: Messages = None,
     prompt_file: PromptFile = None,
     ids: Annotated[str | None, typer.Option(help=f"Token ids instead of text: {IDS_HELP}")] = None,
@@ -40,7 +40,9 @@ def command(
     repeat_penalty: options.RepeatPenalty = 1.0,
     seed: options.Seed = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
-    logprobs: Annotated[int, typer.Option(min=0, max=100, help="With --json: K likeliest tokens of each step.")] = 0,
+    logprobs: Annotated[
+        int, typer.Option(min=0, max=100, help="With --json: list so many of the likeliest tokens at each step.")
+    ] = 0,
     special: options.Special = True,
     nfc: options.NFC = True,
     cache_weights: options.CacheWeights = False,

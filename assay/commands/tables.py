@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from assay.formats.system.finite import finite as finite
 from assay.formats.system.printable import printable
 from assay.output import console
 
@@ -86,12 +85,3 @@ def size(nbytes: int) -> str:
 def plural(n: int, noun: str) -> str:
     """``1 tensor``, ``2 tensors``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def finite(value: Any) -> Any:
-    """``value`` as JSON can hold it: NaN and infinities become their names, at any depth."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -30,7 +30,7 @@ def command(
         bool, typer.Option("--stats", help="Decode everything: extremes, moments, zeros, SHA-256.")
     ] = False,
     name: Annotated[str, typer.Option(help="Only tensors whose name matches, e.g. 'blk.0.*'.")] = "*",
-    sort: Annotated[str, typer.Option(help=f"Order: {', '.join(SORTS)}. Largest first but for names.")] = "file",
+    sort: Annotated[str, typer.Option(help=f"Order: {', '.join(SORTS)}. Figures: largest first.")] = "file",
     as_json: options.Json = False,
 ) -> None:
     """List a file's tensors: type, shape, place, size; with --stats also what is in them.
@@ -45,7 +45,7 @@ def command(
     names = [one for one in container.tensors if fnmatchcase(one, name)]
     if not names and name != "*":
         raise InputError(f"none of the {len(container.tensors)} tensors matches {name!r}", where="--name",
-                         remedy="assay tensors lists their names; quote the pattern")  # fmt: skip
+                         remedy="'assay tensors' lists their names; quote the pattern")  # fmt: skip
     found: dict[str, TensorStats] = {}
     if stats or sort in BY_VALUES:
         with bar() as progress:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands import options, tables
-from assay.commands.asked import Messages, PromptFile, asked, parse_ids, text_and_ids
-from assay.commands.comparison import QUICK, Chat, Ids, Prompt
+from assay.commands.asked import IDS_HELP, Messages, PromptFile, asked, parse_ids, text_and_ids
+from assay.commands.comparison import QUICK
+from assay.commands.printed import show_printed
 from assay.formats import InputError, NumericError
 from assay.formats.contract.config import STAGES
 from assay.formats.errors import DIFFERENT
@@ -23,21 +24,26 @@ from assay.parity.transplant import Compared, compared, demand_same
 
 
 def command(
-    prompt: Prompt = None,
+    prompt: Annotated[str | None, typer.Argument(help="The text that is read; - reads standard input.")] = None,
     model: options.Model = options.DEFAULT_MODEL,
     engine: options.Engine = "accel",
     arith: options.Arith = None,
     cache_type: options.CacheType = None,
     prompt_file: PromptFile = None,
-    ids: Ids = None,
+    ids: Annotated[str | None, typer.Option(help=f"Token ids instead of text: {IDS_HELP}")] = None,
     messages: Messages = None,
-    chat: Chat = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder that the stages are written to.")] = None,
-    layout: Annotated[str, typer.Option(help="npy, or aprt: the files of the APR tools, in f32.")] = "npy",
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template, once.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the stages to this folder.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="Files of the dump: npy, or aprt (those of the APR tools, in f32).")
+    ] = "npy",
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Compare dump A with dump B; runs nothing.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the dump that is there.")] = False,
+    eval_callback: Annotated[
+        Path | None, typer.Option(help="Judge what llama-eval-callback printed into this file; runs nothing.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a dump that exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write every stage of every layer of one forward pass to a folder, or compare two such folders.
@@ -45,24 +51,24 @@ def command(
     'assay parity --dump DIR' judges what is in one. A comparison is a measurement: two dumps have no floor, so it ends
     with 0 if all differences are finite, however large; 8 if something is a number in one only; 9 if the two did not
     read the same. A folder of APRT files of another tool is compared, too, if --ids and -m say what it read with which
-    model.
+    model. What llama-eval-callback prints, the edges of every stage, gets a verdict (0, 8), as far as it goes.
     """
-    if compare is not None:
-        if (prompt, prompt_file, messages, out, chat) != (None, None, None, None, False):
-            raise InputError("a comparison reads two dumps, and writes nothing", where="--compare",
+    if compare is not None or eval_callback is not None:
+        option = "--eval-callback" if compare is None else "--compare"
+        both = compare is not None and eval_callback is not None
+        if both or (prompt, prompt_file, messages, out, chat) != (None, None, None, None, False):
+            raise InputError("it reads what was written, and writes nothing", where=option,
                              remedy="Leave out PROMPT, --prompt-file, --messages, --chat and --out")  # fmt: skip
-        for option, idle in (("--engine", engine != "accel"), ("--arith", arith is not None), ("--force", force),
-                             ("--cache-type", cache_type is not None), ("--layout", layout != "npy")):  # fmt: skip
-            options.demand_effect(option, idle, "a comparison runs no engine and writes nothing")
-        config = None if all(map(has_manifest, compare)) else options.open_file(model).config
+        demand_idle(option, {"--engine": engine != "accel", "--arith": compare is not None and arith is not None,
+                             "--force": force, "--cache-type": cache_type is not None, "--layout": layout != "npy"})
         forced = None if ids is None else parse_ids(ids)
-        one, other = (read(folder, forced, config) for folder in compare)
-        if forced is not None:
-            demand_same(Sample(None, tuple(forced), ""), one.sample)
-        show_comparison(one, other, as_json)
+        if eval_callback is not None:
+            show_printed(eval_callback, model, forced, arith, as_json)
+        elif compare is not None:
+            show_comparison(*both_read(compare, forced, model), as_json)
         return
     if out is None:
-        raise InputError("there is no folder to write to", where="--out", remedy="Give one with --out")
+        raise InputError("no folder is named to write the stages to", where="--out", remedy="Name one with --out")
     if (prompt, prompt_file, ids, messages) == (None, None, None, None):
         prompt = QUICK
     text, forced = text_and_ids(asked(prompt, prompt_file, ids, messages, chat=chat))
@@ -78,6 +84,21 @@ def command(
           suppress(NumericError)):  # fmt: skip  # of the logits: every stage has been shown by then
         loaded.forward(list(sample.ids), tap)
     show(out, loaded, sample, layout, tap, as_json)
+
+
+def demand_idle(reader: str, given: dict[str, bool]) -> None:
+    """Raise InputError for an option that is given beside ``reader``, where it changes nothing."""
+    for name, is_given in given.items():
+        options.demand_effect(name, is_given, f"{reader} runs no engine and writes nothing")
+
+
+def both_read(folders: tuple[Path, Path], forced: list[int] | None, model: str) -> tuple[Dump, Dump]:
+    """Two dumps; what they do not say themselves, ``forced`` ids and the ``model`` say."""
+    config = None if all(map(has_manifest, folders)) else options.open_file(model).config
+    one, other = (read(folder, forced, config) for folder in folders)
+    if forced is not None:
+        demand_same(Sample(None, tuple(forced), ""), one.sample)
+    return one, other
 
 
 def show(out: Path, loaded: Any, sample: Sample, layout: str, tap: Recorder, as_json: bool) -> None:
@@ -113,7 +134,7 @@ def show_comparison(one: Dump, other: Dump, as_json: bool) -> None:
         said = {"a": str(one.folder), "b": str(other.folder), "ids": one.ids,
                 "engines": {"a": one.fingerprint(), "b": other.fingerprint()},
                 "equal": all(pair.equal for pair in pairs), "finite": not unlike, "not_compared": remarks,
-                "stages": [{"stage": pair.key[0], "layer": pair.key[1], "equal": pair.equal, **pair.distance._asdict()}
+                "stages": [{"stage": pair.key[0], "layer": pair.key[1], "equal": pair.equal, **pair.distance.figures()}
                            for pair in pairs]}  # fmt: skip
         typer.echo(json.dumps(tables.finite(said), ensure_ascii=False))
     else:
@@ -126,7 +147,7 @@ def show_comparison(one: Dump, other: Dump, as_json: bool) -> None:
 def not_compared(one: Dump, other: Dump) -> list[str]:
     """What the gate could not look at on both sides, and the stages that only one has."""
     known = {"weights": one.weights and other.weights, "rendered text": (one.prompt is None) == (other.prompt is None)}
-    remarks = [f"{what}: not both name it" for what, both in known.items() if not both]
+    remarks = [f"{what}: not named by both" for what, both in known.items() if not both]
     for x, y in ((one, other), (other, one)):
         if alone := [place(*key) for key in x if key not in y]:
             remarks.append(f"{tables.plural(len(alone), 'stage')} that only {x.folder} has, {alone[0]} the first")

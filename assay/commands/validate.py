@@ -22,11 +22,11 @@ CULPRIT_INDENT = 9
 def command(
     model: Annotated[str, typer.Argument(help="A path, a catalogue name, or builtin.")] = options.DEFAULT_MODEL,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say of every check why its limit is what it is.")
+        bool, typer.Option("--verbose", "-v", help="Give the reason for the limit of every check.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Ask a model file what could be wrong with it: structure, checksums, numbers, hyper-parameters, vocabulary.
+    """Check a model file for what could be wrong with it: structure, checksums, numbers, hyper-parameters, vocabulary.
 
     Every check says PASS, WARN, FAIL or SKIPPED; a skipped check has not passed. Exit code 0 if nothing failed, 3 if
     the bytes are damaged, 4 if they are not a model to run.

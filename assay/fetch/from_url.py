@@ -119,7 +119,7 @@ def validator_of(headers: Message) -> str:
 def continues(headers: Message, have: int, validator: str, size: int) -> bool:
     """Whether a 206 answer goes on with the same file where the last try stopped."""
     if have == 0:
-        raise SourceError("the server sent a range that nobody asked for")
+        raise SourceError("the server sent a range that was not asked for")
     return headers.get("Content-Range") == f"bytes {have}-{size - 1}/{size}" and validator_of(headers) == validator
 
 
@@ -127,7 +127,7 @@ def begin(headers: Message, url: str, final: Path, size: int) -> None:
     """Check the announced length, then empty the partial file and remember what it will hold."""
     length = headers.get("Content-Length")
     if length is not None and length != str(size):
-        raise SourceError(f"the server has {length} bytes, the catalogue says {size}")
+        raise SourceError(f"the server has {length} bytes, but the catalogue says {size}")
     forget(final)
     beside(final, ".part").touch()
     memory = {"url": url, "validator": validator_of(headers)}

@@ -85,7 +85,7 @@ def fetch_wheel(requirement: str, folder: Path, stop: threading.Event) -> Path:
     run_pip(requirement, work, stop)
     wheels = list(work.glob("*.whl"))
     if len(wheels) != 1:
-        raise SourceError(f"pip fetched {len(wheels)} wheels for {requirement}")
+        raise SourceError(f"pip fetched {len(wheels)} wheels for {requirement}, but one is needed")
     return wheels[0]
 
 

@@ -97,7 +97,7 @@ def unknown(name: str) -> InputError:
     keys = difflib.get_close_matches(key_of(name), by_key, n=6, cutoff=0.4)
     close = exactly(name) or [*dict.fromkeys(by_key[key] for key in keys)][:3]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return InputError(f"no such file here, and no model of that name: {name!r}", where="model",
+    return InputError(f"there is neither a file nor a model of this name: {name!r}", where="model",
                       remedy=f"{hint}'assay pull --list' shows the names")  # fmt: skip
 
 
@@ -194,7 +194,8 @@ def fetch_from(source: Source, entry: Entry, final: Path, progress: Progress) ->
         digest = from_url.fetch(source, final, entry.size, progress)
     if digest != entry.sha256:
         discard(final)
-        raise SourceError(f"wrong contents (sha256 {digest}, the catalogue says {entry.sha256}), thrown away")
+        raise SourceError(f"the contents are wrong (SHA-256 {digest}, but the catalogue says {entry.sha256}) and were "
+                          "deleted")  # fmt: skip
 
 
 def check_space(source: Source, entry: Entry, final: Path) -> None:
@@ -206,7 +207,8 @@ def check_space(source: Source, entry: Entry, final: Path) -> None:
         needed, have = entry.size, part.stat().st_size if part.exists() else 0
     free = shutil.disk_usage(final.parent).free
     if free < needed - have:
-        raise SourceError(f"{final.parent} has {free / 1e6:,.0f} MB free, {(needed - have) / 1e6:,.0f} MB are needed")
+        raise SourceError(f"{final.parent} has {free / 1e6:,.0f} MB free, but {(needed - have) / 1e6:,.0f} MB are "
+                          "needed")  # fmt: skip
 
 
 def discard(final: Path) -> None:

@@ -25,6 +25,7 @@ from assay.formats.system.atomic_file import replacing
 from assay.formats.system.cache_dir import cache_folder
 from assay.formats.system.code_digest import digest
 from assay.parity import stages
+from assay.parity.floor import NoiseFloor, packed, unpacked
 from assay.parity.precision import Precision
 from assay.parity.prediction import Prediction, predict
 
@@ -48,27 +49,28 @@ class Baseline:
         """The true activation of every stage."""
         return self._once(ids, "activations", lambda: stages.capture(self.truth, ids))
 
-    def noise_floor(self, ids: Sequence[int], declared: Precision, runs: int) -> stages.NoiseFloor:
+    def noise_floor(self, ids: Sequence[int], declared: Precision, runs: int) -> NoiseFloor:
         """The floor of every stage's local error."""
         truth = self.activations(ids)
 
         def measured() -> np.ndarray:
-            found = stages.noise_floor(self.oracle, ids, truth, declared, runs=runs)
-            return np.array([[found[key][measure] for measure in stages.MEASURES] for key in truth])
+            return packed(stages.noise_floor(self.oracle, ids, truth, declared, runs=runs))
 
-        def known() -> stages.NoiseFloor:
-            rows = kept(self._key("floor", ids, declared, runs), (len(truth), len(stages.MEASURES)), measured)
-            return {key: {m: float(v) for m, v in zip(stages.MEASURES, row, strict=True)}
-                    for key, row in zip(truth, rows, strict=True)}  # fmt: skip
+        def known() -> NoiseFloor:
+            array = kept(self._key("floor", ids, declared, runs), (None,), measured)
+            try:
+                return unpacked(array, truth)
+            except ValueError:  # somebody else's array under our name
+                return unpacked(measured(), truth)
 
-        return self._once(ids, ("floor", declared.name, runs), known)
+        return self._once(ids, ("floor", declared.key, runs), known)
 
     def prediction(self, ids: Sequence[int], declared: Precision, runs: int, seed: int = 0) -> Prediction:
         """Of every position, how probable a flip is."""
         key, exact = self._key("flips", ids, declared, runs, seed), self.exact(ids)
-        return self._once(ids, ("flips", declared.name, runs, seed), lambda: predict(
+        return self._once(ids, ("flips", declared.key, runs, seed), lambda: predict(
             exact, self.oracle, ids, declared, runs=runs, seed=seed,
-            kept=lambda compute: kept(key, (len(ids), None), compute)))  # fmt: skip
+            kept=lambda compute, size: kept(key, (size,), compute)))  # fmt: skip
 
     def answer(self, ids: Sequence[int], n: int) -> list[int]:
         """What the truth writes after ``ids``, greedily: ``n`` tokens, or up to an end token."""
@@ -88,7 +90,7 @@ class Baseline:
     def _key(self, what: str, ids: Sequence[int], declared: Precision, *numbers: int) -> str | None:
         if (made_by := code()) is None:
             return None
-        facts = [what, self.truth.file.sha256, list(ids), declared.name, numbers, made_by, np.__version__,
+        facts = [what, self.truth.file.sha256, list(ids), declared.key, numbers, made_by, np.__version__,
                  platform.python_version(), platform.machine()]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -115,7 +117,7 @@ def kept(key: str | None, shape: tuple[int | None, ...], compute: Callable[[], n
         return compute()
     path = where / f"{key}.npy"
     with suppress(OSError, ValueError, EOFError):
-        data = path.read_bytes() if path.stat().st_size < 1 << 24 else b""
+        data = path.read_bytes() if path.stat().st_size < 1 << 26 else b""
         found = np.load(BytesIO(data), allow_pickle=False)
         if found.dtype == np.float64 and len(found.shape) == len(shape) and np.isfinite(found).all() and all(
                 want in (None, have) for want, have in zip(shape, found.shape, strict=True)):  # fmt: skip

@@ -19,6 +19,7 @@ from assay.parity.dump import Dump, read
 from assay.parity.sample import Sample
 from assay.parity.transplant import accuse, demand_same
 from assay.parity.verdict import of_stages
+from assay.parity.visible import visible
 
 
 def opened_dump(folder: Path, file: ModelFile, text: str | Conversation | None, ids: Sequence[int] | None,
@@ -59,12 +60,14 @@ def judge_dump(under_test: UnderTest, runs: int, progress: Progress) -> StageRep
     if declared is None:
         return None
     progress(0, 2, "oracle, fed from the dump")
-    finding, floor, reference = accuse(under_test.truth, under_test.oracle, ids, dump, declared, runs=runs)
+    finding, floor, suspect = accuse(under_test.truth, under_test.oracle, ids, dump, declared, runs=runs)
     progress(1, 2, "verdict")
     equal = has_logits(dump) and any(np.array_equal(dump.forward(ids), one.forward(ids))
                                      for one in (under_test.oracle, under_test.truth))  # fmt: skip
-    verdict = of_stages(finding, declared, equal=equal, reference=reference)
-    return StageReport(ids, declared, verdict, finding, floor, untouched=None)
+    measured = all(one.finite for one in floor.values())
+    verdict = of_stages(finding, declared, equal=equal, suspect=suspect is not None, measured=measured)
+    seen = {key: visible(one, dump[key]) for key, one in floor.items()}
+    return StageReport(ids, declared, verdict, finding, floor, untouched=None, visible=seen, suspect=suspect)
 
 
 def has_logits(dump: Dump) -> bool:

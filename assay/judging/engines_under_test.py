@@ -15,10 +15,12 @@ from typing import Any
 from assay.engines import load
 from assay.formats import InputError, ModelFile
 from assay.formats.contract.arguments import checked
+from assay.formats.contract.declaration import Declaration
 from assay.formats.contract.engine import Prompt
 from assay.formats.contract.messages import Conversation
 from assay.judging.baseline import Baseline
-from assay.parity.precision import Key, Precision, precision
+from assay.judging.declared import declaration_of
+from assay.parity.precision import Precision, precision
 from assay.parity.sample import Sample, check_same
 from assay.peers import PEERS, endpoint, running
 from assay.peers.judged import ExternalEngine
@@ -26,8 +28,6 @@ from assay.reference.tokenizer import Tokenizer
 
 WINDOW = 256
 """Positions of a text that are judged together: 0.5B, 0.3 GB of true logits."""
-MULTIPLIED = {"attn_norm": "attn_q", "attention": "attn_output", "ffn_norm": "ffn_gate", "ffn_swiglu": "ffn_down"}
-"""The matrix that each activation of a layer is multiplied with, or the first of those."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class UnderTest:
 
     baseline: Baseline
     candidate: Any
+    declaration: Declaration | None = None
+    """What is said of the candidate's arithmetic, in the place of what it says itself."""
 
     @property
     def truth(self) -> Any:
@@ -55,14 +57,16 @@ class UnderTest:
     @checked
     def declared(self, n_at_once: int) -> Precision | None:
         """What the candidate declares to round when it reads so many tokens at once; None if it does not say."""
-        return precision(self.candidate.fingerprint(), n_at_once, activation_blocks(self.file), self.file.config)
+        declared = self.declaration or declaration_of(self.candidate.fingerprint(), self.file, n_at_once)
+        return None if declared is None else precision(declared, self.file.config)
 
     @checked
     def sample(self, text: str | Conversation | None, ids: Sequence[int] | None, chat: bool,
                most: int | None = None) -> list[int]:  # fmt: skip
         """The ids of a prompt, if both sides come to the same; each renders and encodes for itself.
 
-        A peer is given ids: whether its own tokenizer would have made them is not what is judged here. Raises
+        A peer, or an engine without a tokenizer, is given ids: whether its own would have made them is not what is
+        judged here. Raises
         SampleError where they differ, InputError for neither or both of text and ids, and for a text of more than
         ``most`` tokens (None: any number) before it is encoded, where that is sure.
         """
@@ -72,7 +76,7 @@ class UnderTest:
         if prompt is not None and most is not None:
             self.file.check_text(prompt, most)
         ours = read_by(self.truth, None, ids, chat) if prompt is None else encoded_by(self.truth, prompt)
-        if not isinstance(self.candidate, ExternalEngine):
+        if getattr(self.candidate, "tokenizer", None) is not None:
             check_same(ours, read_by(self.candidate, text, ids, chat))
         self.file.check_known(ours.ids)  # whether they fit the context is for who reads them at once to ask
         return list(ours.ids)
@@ -151,19 +155,3 @@ def baseline(file: ModelFile) -> Baseline:
     oracle = load(file, engine="reference", arith="f32")
     oracle.weights = truth.weights
     return Baseline(truth, oracle)
-
-
-def activation_blocks(file: ModelFile) -> dict[Key, int]:
-    """How many elements of each multiplied activation share a scale where it is rounded to 8 bits; 0: never."""
-
-    def block(tensor: str) -> int:
-        size = file.tensors[tensor].type.block_elements
-        return size if size > 1 else 0
-
-    blocks: dict[Key, int] = {
-        (stage, layer): block(f"blk.{layer}.{name}.weight")
-        for layer in range(file.config.n_layers)
-        for stage, name in MULTIPLIED.items()
-    }
-    blocks["final_norm", None] = block("token_embd.weight" if file.config.tied else "output.weight")
-    return blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,17 @@ from assay.formats import InputError, NumericError
 from assay.formats.contract.arguments import checked
 from assay.formats.contract.engine import Engine, Generation, identity
 from assay.formats.system.progress import Progress
+from assay.judging.anybody import Anybody
 from assay.judging.engines_under_test import WINDOW, UnderTest
-from assay.parity import flips, stages
+from assay.parity import flips, stages, transplant
 from assay.parity.bisect import Finding, bisect
+from assay.parity.bounds import beyond_f32, unmeasured
 from assay.parity.distance import distance
-from assay.parity.free_run import FreeRun, Generate, free_run
-from assay.parity.precision import Precision
+from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor, over_floor
+from assay.parity.free_run import FreeRun, Generate, Written, free_run
+from assay.parity.precision import Key, Precision, sums_of
 from assay.parity.verdict import Verdict, of_stages
+from assay.parity.visible import Visible, visible
 from assay.peers.judged import ExternalEngine
 
 PATHS: dict[str, Callable[[Engine, Sequence[int]], np.ndarray]] = {
@@ -36,10 +41,20 @@ class StageReport:
     declared: Precision
     verdict: Verdict
     finding: Finding
-    floor: stages.NoiseFloor
+    floor: NoiseFloor
     untouched: float | None
     """Relative L2 distance between the candidate's logits with and without a tap that changes nothing; None where they
     are not numbers."""
+    visible: dict[Key, Visible]
+    """The smallest faults that each stage's floor would have shown."""
+    suspect: Key | None = None
+    """The first stage in which the oracle is further from the truth than f32 can be, or than its floor allows."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether taps change what is computed. Both programs are one arithmetic: each is about as far from the truth
+        as the other, so they may be twice as far from one another."""
+        return disturbs(self.finding, self.untouched)
 
 
 @checked
@@ -60,10 +75,10 @@ def judge_stages(
         return None
     n = 5
     progress(0, n, "truth")
-    truth = under_test.baseline.activations(ids)
+    truth = shown_of(under_test, ids)
     progress(1, n, "floor")
-    floor = under_test.baseline.noise_floor(ids, declared, runs)
-    reference = max(stages.over_floor(d, floor[key]) for key, d in stages.local(under_test.oracle, ids, truth).items())
+    floor, alone = floor_of(under_test, ids, truth, declared, runs)
+    suspect = accused_oracle(under_test, alone, truth, floor)
     progress(2, n, "candidate, stage by stage")
     finding = bisect(under_test.candidate, ids, truth, floor)
     progress(3, n, "candidate, undisturbed")
@@ -73,8 +88,50 @@ def judge_stages(
         equal = any(np.array_equal(plain, logits) for logits in (under_test.oracle.forward(ids), truth["logits", None]))
         untouched = distance(tapped, plain).relative_l2
     progress(4, n, "verdict")
-    verdict = of_stages(finding, declared, equal=equal, reference=reference)
-    return StageReport(list(ids), declared, verdict, finding, floor, untouched)
+    verdict = of_stages(finding, declared, equal=equal, suspect=suspect is not None,
+                        disturbed=disturbs(finding, untouched),
+                        measured=not unmeasured(floor, truth, sums_of(under_test.file.config)))  # fmt: skip
+    seen = {key: visible(floor[key], truth[key]) for key in truth}
+    return StageReport(list(ids), declared, verdict, finding, floor, untouched, seen, suspect)
+
+
+def disturbs(finding: Finding, untouched: float | None) -> bool:
+    """Whether two programs of a candidate, with taps and without, differ by more than they may."""
+    tapped = finding.accumulated.get(("logits", None))
+    return untouched is not None and tapped is not None and not untouched <= TOLERANCE_FACTOR * tapped.relative_l2
+
+
+def accused_oracle(under_test: UnderTest, alone: stages.Distances, truth: stages.Activations,
+                   floor: NoiseFloor) -> Key | None:  # fmt: skip
+    """The first stage in which the oracle in f32 is wrong by itself, by its local errors; None if it is right."""
+    beyond = beyond_f32(alone, truth, sums_of(under_test.file.config))
+    return next((key for key, one in alone.items() if key in beyond or over_floor(one, floor[key]) > TOLERANCE_FACTOR),
+                None)  # fmt: skip
+
+
+def shown_of(under_test: UnderTest, ids: Sequence[int]) -> stages.Activations:
+    """The true activation of every stage that the candidate shows, and the logits; of our own engines of all."""
+    truth = under_test.baseline.activations(ids)
+    if not isinstance(under_test.candidate, Anybody):
+        return truth
+    shown = {("logits", None), *under_test.candidate.shows(ids, truth)}
+    return {key: one for key, one in truth.items() if key in shown}
+
+
+def floor_of(under_test: UnderTest, ids: Sequence[int], truth: stages.Activations, declared: Precision,
+             runs: int) -> tuple[NoiseFloor, stages.Distances]:  # fmt: skip
+    """The floor of every stage in ``truth``, and the oracle's own local errors.
+
+    Where stages are missing, each of the others has the errors of those between it and the one before: so has its
+    floor, from noisy runs that are fed with the truth at these stages alone.
+    """
+    oracle = under_test.oracle
+    if len(truth) == len(under_test.baseline.activations(ids)):
+        floor, alone = under_test.baseline.noise_floor(ids, declared, runs), stages.local(oracle, ids, truth)
+    else:
+        floor = transplant.noise_floor(oracle, ids, truth, truth, declared, runs=runs)
+        alone = transplant.local(transplant.recomputed(oracle, ids, truth), truth)
+    return floor, alone
 
 
 @checked
@@ -118,16 +175,20 @@ def judge_free_run(under_test: UnderTest, ids: Sequence[int], n: int, runs: int,
     answer = under_test.baseline.answer(ids, n)
     predicted = under_test.baseline.prediction([*ids, *answer[:-1]], declared, runs).of(slice(len(ids) - 1, None))
     progress(1, 2, "the candidate's")
-    return free_run(write or generation(under_test.candidate), ids, answer, predicted)
+    ends = under_test.file.vocabulary.end_ids
+    room = len(ids) + len(answer) < under_test.file.config.context_length  # to write on where the truth ended
+    return free_run(write or generation(under_test.candidate), ids, answer, predicted, ends=ends,
+                    past=int(room and bool(answer) and answer[-1] in ends),
+                    decode=under_test.truth.tokenizer.decode)  # fmt: skip
 
 
 def generation(engine: Engine) -> Generate:
     """The function of an engine that ``assay run`` calls, or a peer's own."""
-    if isinstance(engine, ExternalEngine):
+    if isinstance(engine, ExternalEngine | Anybody):
         return engine.generate
     return lambda ids, n: written(engines.generate(engine, ids, max_tokens=n))
 
 
-def written(one: Generation) -> tuple[list[int], list[float]]:
-    """What the judge wants to know of a generation: its tokens and their margins."""
-    return one.ids, one.margins
+def written(one: Generation) -> tuple[Any, ...]:
+    """What the judge wants to know of a generation."""
+    return Written(one.ids, one.margins, one.text)

@@ -24,8 +24,8 @@ from assay.formats.qwen2.doubts import MARKER
 from assay.formats.system.progress import Progress, quiet
 from assay.judging.engines_under_test import UnderTest, baseline, read_by, rendered_by
 from assay.judging.judge import PATHS, StageReport, judge_free_run, judge_stages, written
-from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import Account, account, by_prefill_then_decode, observe
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.free_run import FreeRun
 from assay.parity.sample import OTHER_SAMPLE, check_same, place
 from assay.parity.stages import demand_few

@@ -1,6 +1,6 @@
-"""Other engines to be measured beside ours, each in a process of its own.
+"""External engines to be measured beside ours, each in a process of its own.
 
-A peer is a module, ``assay.peers.NAME``, run as a process with the arguments MODEL CONTEXT SLOTS: with room for SLOTS
+Each is a module, ``assay.peers.NAME``, run as a process with the arguments MODEL CONTEXT SLOTS: with room for SLOTS
 sequences of CONTEXT tokens at once. It prints ``ready ADDRESS`` when the model is loaded, and answers ``POST
 ADDRESS/completion`` as the server of llama.cpp does, until its standard input closes:
 
@@ -31,12 +31,12 @@ from assay.formats import InputError
 from assay.formats.system.python_child import python_child
 
 LOAD_TIMEOUT = ANSWER_TIMEOUT = 900
-"""Seconds. A prompt of 4096 tokens in f32 takes minutes on two processors; a peer that hangs must end some day."""
+"""Seconds. A prompt of 4096 tokens in f32 takes minutes on two processors; an engine that hangs must end some day."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to run a peer: its module, the arithmetic it computes in, the packages it needs, the extra they come with."""
+    """How to run an external engine: its module, its arithmetic, the packages it needs, the extra they come with."""
 
     module: str
     arith: str
@@ -55,20 +55,20 @@ PEERS = {
 
 
 def require(name: str) -> Recipe:
-    """The recipe of peer ``name``. Raises InputError if there is no such peer, or a package it needs is missing."""
+    """The recipe of the external engine ``name``. Raises InputError for an unknown one, and if a package is missing."""
     if name not in PEERS:
         raise InputError(f"there is no external engine {name!r}", where="--vs",
                          remedy=f"Choose one of {', '.join(PEERS)}")
     recipe = PEERS[name]
     if missing := [package for package in recipe.packages if find_spec(package) is None]:
         raise InputError(f"{name} is not installed ({', '.join(missing)} missing)", where="--vs",
-                         remedy=f"pip install 'assay[{recipe.extra}]'")  # fmt: skip
+                         remedy=f"Install it: pip install 'assay[{recipe.extra}]'")  # fmt: skip
     return recipe
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A running peer. ``load_s``: seconds from the start of its process until it was ready."""
+    """A running external engine. ``load_s``: seconds from the start of its process until it was ready."""
 
     name: str
     address: str
@@ -81,7 +81,7 @@ class Peer:
 
         Returns ``{"ids": one list a prompt, "prefill_tok_s", "decode_tok_s"}``, each the sum over the prompts divided
         by the longest time of any; ``decode_tok_s`` is None for one token, which comes with the prompt. ``keep``
-        lets a prompt that was read in the last request stay read. Raises InputError if the peer fails.
+        lets a prompt that was read in the last request stay read. Raises InputError if the engine fails.
         """
         body = {"prompt": [list(p) for p in prompts] if len(prompts) > 1 else list(prompts[0]),
                 "n_predict": max_tokens, "temperature": 0.0, "top_k": 1, "ignore_eos": not ends, "cache_prompt": keep,
@@ -101,7 +101,7 @@ class Peer:
     def named_tokens(self, ids: Sequence[int], n: int) -> list[tuple[int, float]]:
         """The ``n`` likeliest tokens after ``ids`` and their log-probabilities.
 
-        What was read in the last request stays read. Raises InputError if the peer fails, or gives none.
+        What was read in the last request stays read. Raises InputError if the engine fails, or gives none.
         """
         body = {"prompt": list(ids), "n_predict": 1, "temperature": 0.0, "n_probs": n, "cache_prompt": True,
                 "post_sampling_probs": False}  # fmt: skip
@@ -128,14 +128,15 @@ class Peer:
             raise self._failed(str(error) or type(error).__name__) from None
 
     def _failed(self, why: str) -> InputError:
-        """The error for a peer that did not answer as it should."""
+        """The error for an engine that did not answer as it should."""
         return InputError(f"{self.name} failed: {' '.join(why.split())}", where="--vs",
-                          remedy="Leave out what it cannot do, or try the file with it directly")  # fmt: skip
+                          remedy="Leave out what it cannot do, or run it on the file by itself")  # fmt: skip
 
 
 @contextmanager
 def running(name: str, model: Path, *, context: int, slots: int = 1) -> Iterator[Peer]:
-    """Start peer ``name`` on ``model`` with room for ``slots`` sequences of ``context`` tokens; ended with the block.
+    """Start the external engine ``name`` on ``model``, with room for ``slots`` sequences of ``context`` tokens; it ends
+    with the block.
 
     Raises InputError as :func:`require`, or if it does not start.
     """
@@ -152,7 +153,7 @@ def running(name: str, model: Path, *, context: int, slots: int = 1) -> Iterator
             watchdog.cancel()
             if address is None:
                 raise InputError(f"{name} could not load the model: {last_line(log)}", where="--vs",
-                                 remedy="Try the file with it directly")  # fmt: skip
+                                 remedy="Run it on the file by itself")  # fmt: skip
             yield Peer(name, address, process.pid, time.perf_counter() - started)
         finally:
             watchdog.cancel()
@@ -161,7 +162,7 @@ def running(name: str, model: Path, *, context: int, slots: int = 1) -> Iterator
 
 
 def address_of(process: subprocess.Popen[str]) -> str | None:
-    """The address that a peer says it is ready at; None if it ends before."""
+    """The address that the engine says it is ready at; None if it ends before."""
     assert process.stdout is not None
     lines = (line.strip() for line in process.stdout)
     return next((line.removeprefix("ready ") for line in lines if line.startswith("ready ")), None)
@@ -171,4 +172,4 @@ def last_line(log: IO[str]) -> str:
     """What a process said last, at most 200 characters of it."""
     log.seek(0)
     lines = [line.strip() for line in log if line.strip()]
-    return lines[-1][:200] if lines else "it ended without a word"
+    return lines[-1][:200] if lines else "it ended without a message"

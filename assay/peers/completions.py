@@ -52,8 +52,3 @@ def message_of(said: bytes) -> str:
     with suppress(ValueError, RecursionError, KeyError, TypeError):
         return str(json.loads(said)["error"]["message"])
     return said.decode(errors="replace")
-
-
-def printable(said: str) -> str:
-    """One line of printable characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in said).split())

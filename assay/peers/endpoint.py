@@ -26,7 +26,8 @@ import numpy as np
 
 from assay import bearer
 from assay.formats import InputError, ModelFile, SampleError
-from assay.peers.completions import entries_of, message_of, printable, prompt_tokens
+from assay.formats.system.printable import printable
+from assay.peers.completions import entries_of, message_of, prompt_tokens
 from assay.peers.judged import N_NAMED, ExternalEngine
 from assay.peers.plain_logprobs import REMEDY, demand_logprobs, demand_plain
 
@@ -124,7 +125,7 @@ class Endpoint:
         n_read = prompt_tokens(answer)
         if n_read not in (None, len(ids)):
             raise SampleError(f"it read {n_read} tokens where {len(ids)} were sent", where=self.name,
-                              remedy="It must take ids, and add none of its own")  # fmt: skip
+                              remedy="The server must take ids, and add none of its own")  # fmt: skip
         self._way = way
         return demand_logprobs(found, len(ids), self.not_plain)
 
@@ -159,7 +160,7 @@ class Endpoint:
         if len(names) > 1:
             some = self.shown(", ".join(names[:5]))
             raise InputError(f"{self.name} serves {len(names)} models: {some}", where="--endpoint-model",
-                             remedy="Name one")  # fmt: skip
+                             remedy="Name one of them")  # fmt: skip
         return names[0] if names else None
 
     def _exchange(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
@@ -185,8 +186,8 @@ class Endpoint:
             raise self._failed("its answer is not JSON") from None
 
     def shown(self, said: str) -> str:
-        """A server's words in one line, without the key."""
-        return printable(bearer.without(self._key, said))[:SHOWN]
+        """A server's words in one line, without the key; what a terminal would obey is escaped."""
+        return printable(" ".join(bearer.without(self._key, said).split()))[:SHOWN]
 
     def not_plain(self, evidence: str) -> InputError:
         """The error for numbers that are processed."""

@@ -1,4 +1,4 @@
-"""A peer before the judge: logits of every position, asked from its server one token at a time.
+"""An external engine before the judge: logits of every position, asked from its server one token at a time.
 
 A server names only the likeliest N tokens and their log-probabilities. Differences of these are differences of logits,
 so among the named everything can be compared. The others are NaN: not known, and never guessed.
@@ -19,7 +19,7 @@ N_NAMED = 200
 
 
 class ExternalEngine:
-    """A running peer as an engine (``contract.engine.Engine``), as far as a server lets it be one: it has no taps."""
+    """A running external engine as ``contract.engine.Engine``, as far as a server lets it be one: it has no taps."""
 
     def __init__(self, peer: Peer, file: ModelFile, version: str) -> None:
         self.peer, self.file, self.version = peer, file, version
@@ -29,12 +29,16 @@ class ExternalEngine:
 
         Raises InputError for a tap: nobody can look inside a server.
         """
-        if tap is not None:
-            raise InputError(f"{self.peer.name} shows no stages", where="tap", remedy="'assay flips' needs none")
+        self._demand_no(tap)
         return np.stack([self.prefill(ids[: n + 1])[0] for n in range(len(ids))])
 
-    def prefill(self, ids: Sequence[int], cache: Any = None) -> tuple[np.ndarray, Any]:
+    def _demand_no(self, tap: Tap | None) -> None:
+        if tap is not None:
+            raise InputError(f"{self.peer.name} shows no stages", where="tap", remedy="'assay flips' needs none")
+
+    def prefill(self, ids: Sequence[int], cache: Any = None, tap: Tap | None = None) -> tuple[np.ndarray, Any]:
         """Log-probabilities [n_vocab] after ``ids``, which follow ``cache``; and the ids read so far, as the cache."""
+        self._demand_no(tap)
         read = [*(cache or []), *ids]
         row = np.full(len(self.file.vocabulary), np.nan)
         for token, logprob in self.peer.named_tokens(read, N_NAMED):
@@ -42,9 +46,9 @@ class ExternalEngine:
                 row[token] = logprob
         return row, read
 
-    def decode(self, token: int, cache: Any) -> tuple[np.ndarray, Any]:
+    def decode(self, token: int, cache: Any, tap: Tap | None = None) -> tuple[np.ndarray, Any]:
         """As ``prefill`` of one token."""
-        return self.prefill([token], cache)
+        return self.prefill([token], cache, tap)
 
     def demand_plain(self, exact: np.ndarray, found: np.ndarray) -> None:
         """Raise InputError if the judge cannot use ``found`` [n_tokens, n_vocab]; ``exact``: the true logits."""

@@ -1,4 +1,4 @@
-"""llama.cpp as a peer: its own server, out of the ``xllamacpp`` wheel (extra ``peers``).
+"""llama.cpp as an external engine: its own server, out of the ``xllamacpp`` wheel (extra ``peers``).
 
 Several prompts of one request are put in the queue together, so all sequences are read in one batch and then go on in
 step. A server holds ``n_ctx`` tokens over all its slots.

@@ -66,7 +66,7 @@ def demand_logprobs(entries: Sequence[tuple[int | bytes, float]], n_ids: int,
     if len(possible) < len(entries) and least > UNDERFLOW:
         name, logprob = next(entry for entry in entries if entry[1] <= NOTHING)
         raise fail(f"{place} token {short(name)} with {logprob:g} and none of the others with less than {least:.4g}: "
-                   "a filter leaves it so")  # fmt: skip
+                   "a filter was at work")  # fmt: skip
     return possible
 
 
@@ -91,7 +91,7 @@ def demand_plain(exact: np.ndarray, found: np.ndarray, show: Show, fail: Fail) -
         row, token = (int(i) for i in np.unravel_index(np.abs(y - x).argmax(), x.shape))
         raise fail(
             f"differences are {factor:.4g} times the true ones ({what_scales(factor)}); after {tokens(row + 1)} it "
-            f"names {show(token)} {-y[row, token]:.4g} below the likeliest, in truth it is "
+            f"names {show(token)} {-y[row, token]:.4g} below the likeliest, but in truth it is "
             f"{-x[row, token]:.4g}")  # fmt: skip
     if factor < 0 or rms(after) > EXPLAINED * rms(y[pairs]):
         return
@@ -103,7 +103,7 @@ def demand_plain(exact: np.ndarray, found: np.ndarray, show: Show, fail: Fail) -
         row = int(level.argmax())
         raise fail(
             f"after {tokens(row + 1)} it names {tokens(int(named[row].sum()))} whose probabilities add up to "
-            f"{sums[row]:.4g}, in truth to {true_sums[row]:.4g}" +
+            f"{sums[row]:.4g}, but in truth to {true_sums[row]:.4g}" +
             ("; it never leaves any for the others" if whole else ""))  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""A peer's side of the line: what every peer's process does. ``assay/peers/__init__.py`` says what passes over it."""
+"""An external engine's side of the line: what each of their processes does. What passes over the line is said in
+``assay/peers/__init__.py``.
+"""
 
 from __future__ import annotations
 

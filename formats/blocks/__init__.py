@@ -124,7 +124,7 @@ def finite(type_name: str, raw: np.ndarray) -> bool:
 
 def _quantised_module(type_name: str) -> ModuleType:
     if type_name not in _QUANTISED:
-        kind = "float type: it has no quants" if type_name in _FLOAT else "type that Assay cannot decode"
+        kind = "float type, which has no quantised blocks" if type_name in _FLOAT else "type that Assay cannot decode"
         names = _QUANTISED if type_name in _FLOAT else DECODABLE
         raise ModelError(f"{type_name} is a {kind}", where="block decoder",
                          remedy=f"Use a model whose tensors are {', '.join(names)}")

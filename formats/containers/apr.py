@@ -144,7 +144,7 @@ class Apr(Container):
             self.release()  # memory does not grow with the file
             progress(min(start + CHUNK, end), end, "checking")
         if crc != self.footer:
-            raise FormatError("bad-checksum", f"the file's CRC-32 is {crc:08x}, its footer says {self.footer:08x}",
+            raise FormatError("bad-checksum", f"the file's CRC-32 is {crc:08x}, but its footer says {self.footer:08x}",
                               path=self.path, field="footer", offset=end, remedy=INCOMPLETE)  # fmt: skip
         return True
 
@@ -192,7 +192,7 @@ def read_header(cursor: Cursor) -> Header:
         raise cursor.fail("bad-version", "this is APR v1, a format for classic machine learning models", "header.magic",
                           0, "It holds no language model; convert the original to APR v2.")  # fmt: skip
     if magic != MAGIC:
-        raise cursor.fail("bad-magic", f"the file starts with {magic!r}, an APR v2 file with {MAGIC!r}",
+        raise cursor.fail("bad-magic", f"the file starts with {magic!r}, but an APR v2 file starts with {MAGIC!r}",
                           "header.magic", 0, "Fetch a model file of a format that Assay reads.")  # fmt: skip
     header = Header(*HEADER.unpack(magic + cursor.take(HEADER.size - 4, "header")))
     if (header.major, header.minor) != (2, 0):
@@ -203,11 +203,11 @@ def read_header(cursor: Cursor) -> Header:
                           f"{header.checksum:08x}", "header.checksum", 40)  # fmt: skip
     if header.flags & COLUMN_MAJOR:
         raise cursor.fail("column-major", "the file says that its matrices are column-major", "header.flags", 6,
-                          "It came from a broken import; import the original again.")  # fmt: skip
+                          "A broken import wrote it; import the original again.")  # fmt: skip
     for flag, what in REFUSED_FLAGS.items():
         if header.flags & flag:
             raise cursor.fail("unsupported", f"the file says that it is {what}", "header.flags", 6,
-                              "Write it again plain and whole.")  # fmt: skip
+                              "Write it again as one file, neither compressed nor encrypted.")  # fmt: skip
     return header
 
 
@@ -224,8 +224,8 @@ def read_json(cursor: Cursor, header: Header) -> AprMetadata:
             raise cursor.fail("bad-section", f"the {field} begins at {offset}, inside what comes before it, which ends "
                               f"at {least}", "header", at)  # fmt: skip
         if offset > cursor.size:
-            raise cursor.fail("truncated", f"the {field} begins at {offset}, the file ends at {cursor.size}", "header",
-                              at, INCOMPLETE)  # fmt: skip
+            raise cursor.fail("truncated", f"the {field} begins at {offset}, but the file ends at {cursor.size}",
+                              "header", at, INCOMPLETE)  # fmt: skip
     cursor.seek(header.metadata_offset, "metadata")
     raw = cursor.take(header.metadata_size, "metadata")
     return parse(raw, cursor.path, header.metadata_offset)
@@ -282,7 +282,8 @@ def read_name(cursor: Cursor, field: str) -> str:
     except UnicodeDecodeError as error:
         raise cursor.fail("bad-name", "the name is not valid UTF-8", field, start) from error
     if not name or "\0" in name:
-        raise cursor.fail("bad-name", f"a name has 1 to {MAX_NAME} bytes and no NUL, this one {length}", field, start)
+        raise cursor.fail("bad-name", f"a name has 1 to {MAX_NAME} bytes and no NUL, not so this one of {length} bytes",
+                          field, start)
     return name
 
 
@@ -324,8 +325,8 @@ def check_extents(cursor: Cursor, infos: list[TensorInfo], header: Header) -> in
     for i, info in enumerate(infos):
         stop = info.offset + aligned(info.nbytes)
         if stop > cursor.size:
-            raise cursor.fail("out-of-file", f"{shown(info.name)} and its padding end at byte {stop}, the file at "
-                              f"{cursor.size}", f"tensor[{i}].offset", cursor.size, INCOMPLETE)  # fmt: skip
+            raise cursor.fail("out-of-file", f"{shown(info.name)} and its padding end at byte {stop}, but the file "
+                              f"ends at {cursor.size}", f"tensor[{i}].offset", cursor.size, INCOMPLETE)  # fmt: skip
         end = max(end, stop)
     if 0 < cursor.size - end < 4:
         raise cursor.fail("truncated", f"the footer has {cursor.size - end} of its 4 bytes", "footer", end, INCOMPLETE)

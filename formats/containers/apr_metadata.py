@@ -99,7 +99,7 @@ class AprMetadata(Mapping[str, Any]):
         """Text that only describes the model; None if there is none, or, said in ``warnings``, something else."""
         value = self._values.get(key)
         if value is not None and not isinstance(value, str):
-            warnings.append(f"{shown(key)} is not a text but {kind_of(value)}: it is ignored")
+            warnings.append(f"{shown(key)} is not text but {kind_of(value)}: it is ignored")
             return None
         return value
 

@@ -148,7 +148,7 @@ class Stored:
                 yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
         if seen != nbytes:
             raise InputError(f"{list(self.shape)} in {self.type.name} takes {nbytes} bytes, not {seen}",
-                             where=f"tensor {shown(self.name)}", remedy="Its shape or its type is wrong")  # fmt: skip
+                             where=f"tensor {shown(self.name)}", remedy="Correct its shape or its type")  # fmt: skip
 
 
 def stored(container: Container, name: str, renamed: str | None = None) -> Stored:

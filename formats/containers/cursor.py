@@ -123,7 +123,7 @@ class Cursor:
     def seek(self, offset: int, field: str) -> None:
         """Go to ``offset`` of the file. Codes: truncated, header-too-large."""
         if offset > self.size:
-            raise self.fail("truncated", f"byte {offset} is asked for, the file ends at {self.size}", field)
+            raise self.fail("truncated", f"byte {offset} is needed, but the file ends at {self.size}", field)
         if offset > MAX_HEADER:
             raise self.fail("header-too-large", f"the header runs beyond {MAX_HEADER} bytes", field)
         self._window, self._base, self._at = b"", offset, 0

@@ -109,7 +109,7 @@ def _read_header(cursor: Cursor) -> tuple[int, int, int]:
     """(version, n_tensors, n_kv)."""
     magic = cursor.take(4, "header.magic")
     if magic != b"GGUF":
-        raise cursor.fail("bad-magic", f"the file starts with {magic!r}, a GGUF file with b'GGUF'",
+        raise cursor.fail("bad-magic", f"the file starts with {magic!r}, but a GGUF file starts with b'GGUF'",
                           "header.magic", 0,
                           "Fetch a model file of a format that Assay reads.")
     version = cursor.u32("header.version")
@@ -200,7 +200,7 @@ def _check_extents(cursor: Cursor, infos: list[TensorInfo], data_start: int) -> 
     for i, info in enumerate(infos):
         if info.offset > available or info.nbytes > available - info.offset:
             end = data_start + info.offset + info.nbytes
-            raise cursor.fail("out-of-file", f"{shown(info.name)} ends at byte {end}, the file at "
+            raise cursor.fail("out-of-file", f"{shown(info.name)} ends at byte {end}, but the file ends at "
                               f"{cursor.size}", f"tensor[{i}].offset", cursor.size, INCOMPLETE)
 
 

@@ -75,7 +75,7 @@ def typed(kind: str, value: Any) -> Value:
             return Value(name, is_array, [item.encode() for item in items])  # bytes and numbers have no ``encode``
         return Value(name, is_array, _numbers(name, items))
     except (ValueError, TypeError, OverflowError, AttributeError, KeyError) as error:
-        raise InputError(f"{shown(str(value))} is no {kind}", where="GGUF metadata",
+        raise InputError(f"{shown(str(value))} is not of type {kind}", where="GGUF metadata",
                          remedy="Give another value or type") from error  # fmt: skip
 
 
@@ -162,7 +162,7 @@ class Metadata(Mapping[str, Any]):
         if value is None:
             return None
         if value.is_array or not isinstance(value.items, list):
-            warnings.append(f"{shown(key)} is not a text but {self.type_of(key)}: it is ignored")
+            warnings.append(f"{shown(key)} is not text but {self.type_of(key)}: it is ignored")
             return None
         text = value.items[0].decode(errors="backslashreplace")
         if text.encode() != value.items[0]:
@@ -201,7 +201,7 @@ class Metadata(Mapping[str, Any]):
 
     def _truth(self, key: str, items: np.ndarray) -> np.ndarray:
         if items.size and items.max() > 1:
-            raise self.fail(key, f"a bool is stored as {items.max()}, neither 0 nor 1")
+            raise self.fail(key, f"a bool is stored as {items.max()}, but must be 0 or 1")
         return items.view(np.bool_)
 
 

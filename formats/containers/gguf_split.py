@@ -91,14 +91,15 @@ def paths_of(one: GGUF) -> list[Path]:
     """The paths of all files of the split that ``one`` belongs to, in order; all of them are there."""
     number, count = place_of(one)
     if not 1 <= number <= count <= MAX_SHARDS:
-        raise bad_split(one, f"it says that it is file {number} of {count}; there may be up to {MAX_SHARDS}", NO)
+        raise bad_split(one, f"it says that it is file {number} of {count}, but files are counted from 1, to at most "
+                        f"{MAX_SHARDS}", NO)  # fmt: skip
     match = NAME.fullmatch(one.path.name)
     if match is None:
-        raise bad_split(one, f"it is file {number} of the {count} of a split model, and its name does not end in "
+        raise bad_split(one, f"it is file {number} of the {count} of a split model, but its name does not end in "
                         f"-{number:05}-of-{count:05}.gguf: the others cannot be found", "path")  # fmt: skip
     if (int(match[2]), int(match[3])) != (number, count):
-        raise bad_split(one, f"by its name it is file {int(match[2])} of {int(match[3])} of a split model, by its keys "
-                        f"{number} of {count}", NO)  # fmt: skip
+        raise bad_split(one, f"by its name it is file {int(match[2])} of {int(match[3])} of a split model, but by its "
+                        f"keys {number} of {count}", NO)  # fmt: skip
     paths = [one.path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
     if missing := [path.name for path in paths if not path.exists()]:
         more = f" and {len(missing) - NAMED_AT_MOST} more" if len(missing) > NAMED_AT_MOST else ""
@@ -114,12 +115,13 @@ def demand_alike(shards: Sequence[GGUF]) -> None:
     for i, shard in enumerate(shards):
         number, count = place_of(shard)
         if (number, count) != (i + 1, len(shards)):
-            said = f"by its keys it is file {number} of {count}" if count else "by its keys it is no part of a split"
-            raise bad_split(shard, f"{said}, in the place of file {i + 1} of {len(shards)}", NO)
+            said = f"file {number} of {count}" if count else "not part of a split model"
+            raise bad_split(shard, f"by its keys it is {said}, but it stands in the place of file {i + 1} of "
+                            f"{len(shards)}", NO)  # fmt: skip
         for key, value in shard.metadata.stored.items():
             known = first.metadata.stored.get(key)
             if key != NO and known is not None and not equal(value, known):
-                raise bad_split(shard, f"it is not what {shown(first.path.name)} says", f"key {shown(key)}")
+                raise bad_split(shard, f"its value is not the one in {shown(first.path.name)}", f"key {shown(key)}")
 
 
 def equal(a: Value, b: Value) -> bool:
@@ -134,9 +136,9 @@ def owners(shards: Sequence[GGUF]) -> dict[str, GGUF]:
     for shard in shards:
         for name in shard.tensors:
             if name in owner:
-                raise bad_split(shard, f"it is in {shown(owner[name].path.name)}, too", f"tensor {shown(name)}")
+                raise bad_split(shard, f"it is also in {shown(owner[name].path.name)}", f"tensor {shown(name)}")
             owner[name] = shard
     stated = shards[0].metadata.integer(TENSORS, default=len(owner))
     if stated != len(owner):
-        raise bad_split(shards[0], f"it says {stated}, but the files hold {len(owner)} together", TENSORS)
+        raise bad_split(shards[0], f"the value is {stated}, but together the files hold {len(owner)} tensors", TENSORS)
     return owner

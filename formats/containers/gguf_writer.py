@@ -72,7 +72,7 @@ def alignment_of(metadata: Mapping[str, Value]) -> int:
     alignment = int(value.items[0]) if value.type == "uint32" and not value.is_array else 0
     if not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise InputError("general.alignment must be a uint32, a power of two and at most 1 MiB", where="GGUF metadata",
-                         remedy="Leave it out: it is 32 then")  # fmt: skip
+                         remedy="Leave it out; then it is 32")  # fmt: skip
     return alignment
 
 

@@ -109,12 +109,12 @@ def read_index(path: Path) -> dict[str, str]:
 
     index = read_object(path / INDEX, 16 << 20).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
-        raise fail("it must be an object of file names")
+        raise fail("the value must be an object that gives each tensor the name of its file")
     if len(index) > MAX_TENSORS or len(set(index.values())) > MAX_SHARDS:
         raise fail(f"it lists {len(index)} tensors in {len(set(index.values()))} files, more than any model has")
     for name in index.values():
         if "/" in name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
-            raise fail(f"{shown(name)} is not a name of a safetensors file in this folder")
+            raise fail(f"{shown(name)} is not the name of a safetensors file in this folder")
     return index
 
 
@@ -147,10 +147,10 @@ def read_text(path: Path, most: int) -> str:
     try:
         if size <= most:
             return raw.decode()
-        detail = f"{size} bytes are more than the {most} allowed"
+        detail = f"it has {size} bytes, more than the {most} allowed"
     except UnicodeDecodeError:
         detail = "it is not valid UTF-8"
-    raise FormatError("bad-text", detail, path=path, field="file", remedy="Fetch it again.")
+    raise FormatError("bad-text", detail, path=path, field="file", remedy="Fetch the file again.")
 
 
 def no_model(path: Path, detail: str) -> FormatError:

@@ -95,7 +95,7 @@ def read_header(cursor: Cursor) -> tuple[dict[str, Any], int]:
     size = cursor.u64("header_size")
     if size > MAX_HEADER:
         raise cursor.fail("header-too-large", f"the header claims {size} bytes, but at most {MAX_HEADER} are allowed",
-                          "header_size", 0, "Is this a safetensors file?")  # fmt: skip
+                          "header_size", 0, "Check that it is a safetensors file.")  # fmt: skip
     raw = cursor.take(size, "header")
     if not raw.startswith(b"{"):
         raise cursor.fail("bad-header", "the header does not begin with '{'", "header", 8)
@@ -109,7 +109,7 @@ def metadata_of(cursor: Cursor, header: dict[str, Any]) -> dict[str, str]:
     """``__metadata__``, taken out of the header."""
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise cursor.fail("bad-header", "it must be an object of strings", METADATA, 8)
+        raise cursor.fail("bad-header", "the value must be an object of strings", METADATA, 8)
     return metadata
 
 
@@ -117,7 +117,7 @@ def entry(cursor: Cursor, name: str, value: Any, data_start: int) -> TensorInfo:
     """One tensor of the header, its numbers consistent, its place in the file not yet judged."""
     where = f"tensor {shown(name)}"
     if not 0 < len(name.encode()) <= MAX_NAME or "\0" in name:
-        raise cursor.fail("bad-name", f"a name has 1 to {MAX_NAME} bytes and no NUL", where, 8)
+        raise cursor.fail("bad-name", f"a name must have 1 to {MAX_NAME} bytes and no NUL", where, 8)
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise cursor.fail("bad-header", "the entry must have dtype, shape and data_offsets, and nothing else", where, 8)
     dtype, shape, span = value["dtype"], value["shape"], value["data_offsets"]
@@ -152,8 +152,8 @@ def check_layout(cursor: Cursor, infos: list[TensorInfo], data_start: int) -> No
             raise cursor.fail("overlap", f"the data begins at byte {info.offset}, inside another tensor's, which ends "
                               f"at {end}", where, info.offset)  # fmt: skip
         if info.offset + info.nbytes > cursor.size:
-            raise cursor.fail("out-of-file", f"the data ends at byte {shown_number(info.offset + info.nbytes)}, "
-                              f"the file at {cursor.size}", where, cursor.size, INCOMPLETE)  # fmt: skip
+            raise cursor.fail("out-of-file", f"the data ends at byte {shown_number(info.offset + info.nbytes)}, but "
+                              f"the file ends at {cursor.size}", where, cursor.size, INCOMPLETE)  # fmt: skip
         if info.offset > end:
             raise cursor.fail("hole", f"{info.offset - end} bytes before it belong to no tensor", where, end)
         end = info.offset + info.nbytes

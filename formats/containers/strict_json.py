@@ -89,8 +89,8 @@ def read_object(path: Path, most: int) -> dict[str, Any]:
     """
     with opened(path, text=True) as (fd, status):
         if status.st_size > most:
-            raise FormatError("json-too-large", f"{status.st_size} bytes are more than the {most} allowed", path=path,
-                              field="file", remedy="No model needs so much; fetch it again.")  # fmt: skip
+            raise FormatError("json-too-large", f"it has {status.st_size} bytes, more than the {most} allowed",
+                              path=path, field="file", remedy="No model needs so much; fetch it again.")  # fmt: skip
         raw = os.pread(fd, status.st_size, 0)
     if len(raw) < status.st_size:
         raise FormatError("file-changed", "the file became shorter while it was read", path=path, field="file")

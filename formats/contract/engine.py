@@ -78,17 +78,17 @@ class Sampling:
     def __post_init__(self) -> None:
         check_fields(self)
         rules = {  # within them no logit that a model computes overflows in f32
-            "temperature": self.temperature == 0 or 1e-6 <= self.temperature <= 1e6,
-            "top_k": self.top_k >= 0,
-            "top_p": 1e-6 <= self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "repeat_penalty": 1e-6 <= self.repeat_penalty <= 1e6,
-            "seed": 0 <= self.seed < 1 << 64,
+            "temperature": (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, "0, or 1e-6 to 1e6"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (1e-6 <= self.top_p <= 1, "1e-6 to 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "repeat_penalty": (1e-6 <= self.repeat_penalty <= 1e6, "1e-6 to 1e6"),
+            "seed": (0 <= self.seed < 1 << 64, "0 to 2^64 - 1"),
         }
-        for name, holds in rules.items():
+        for name, (holds, allowed) in rules.items():
             if not holds:
                 raise InputError(f"{name} = {getattr(self, name)} is out of range", where="sampling",
-                                 remedy="See the help text for the range of each setting")  # fmt: skip
+                                 remedy=f"Give {allowed}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,24 @@ class Engine(Protocol):
         """Logits [n_tokens, n_vocab] of every position of one sequence that starts at position 0."""
         ...
 
-    def prefill(self, ids: Sequence[int], cache: Any = None) -> tuple[np.ndarray, Any]:
-        """Append ``ids`` to the cache (a new one if None); logits [n_vocab] of the last, and the cache."""
+    def prefill(self, ids: Sequence[int], cache: Any = None, tap: Tap | None = None) -> tuple[np.ndarray, Any]:
+        """Append ``ids`` to the cache (a new one if None); logits [n_vocab] of the last, and the cache.
+
+        A ``tap`` is shown what the program that generates computes, piece by piece where that reads in pieces: of each,
+        the stages from ``embedding`` to ``logits`` with a row for each of its tokens, of ``logits`` one for the last.
+        """
         ...
 
-    def decode(self, token: int, cache: Any) -> tuple[np.ndarray, Any]:
-        """Append one id; logits [n_vocab], and the cache, which replaces the one given."""
+    def decode(self, token: int, cache: Any, tap: Tap | None = None) -> tuple[np.ndarray, Any]:
+        """Append one id; logits [n_vocab], and the cache, which replaces the one given. ``tap`` as in ``prefill``."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Arithmetic, dtype, device and versions: everything that could make two runs differ."""
+        """Arithmetic, dtype, device and versions: everything that could make two runs differ. JSON.
+
+        ``boundaries``, where there are any, are the lengths in tokens at which the engine takes another way:
+        ``one_by_one`` and ``few`` (up to so many are read like single ones), ``chunk`` (a list: a prompt is read in
+        pieces of so many), ``attention_block`` and ``cache`` (lists: positions looked at together, sizes that it grows
+        to), ``steps`` (tokens decoded before the host looks).
+        """
         ...

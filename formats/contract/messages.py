@@ -44,11 +44,11 @@ def opens_answer(messages: Sequence[Mapping[str, Any]], add_generation_prompt: b
     if not continue_final_message:
         return add_generation_prompt is not False
     if add_generation_prompt:
-        raise InputError("the last message is continued, or an answer opened after it", where="continue_final_message",
-                         remedy="Leave out add_generation_prompt")  # fmt: skip
+        raise InputError("an answer cannot be opened after a message that is to be continued",
+                         where="continue_final_message", remedy="Leave out add_generation_prompt")  # fmt: skip
     if messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
         raise InputError("the last message is not an assistant's text", where="continue_final_message",
-                         remedy="Only such a message can be continued")  # fmt: skip
+                         remedy="End with such a message, or leave out continue_final_message")  # fmt: skip
     return False
 
 
@@ -75,24 +75,26 @@ def checked_control_tokens(control_tokens: Sequence[str]) -> list[str]:
     """
     for token in control_tokens:
         if not isinstance(token, str) or json.dumps(token, ensure_ascii=False) != f'"{token}"':
-            raise InputError(f"the token {token!a} cannot be told apart in content", where="control_tokens",
-                             remedy="Leave it out, or pass special_in_content=True.")  # fmt: skip
+            raise InputError(f"the token {token!a} is escaped in JSON, so it cannot be found there",
+                             where="control_tokens", remedy="Leave it out, or pass special_in_content=True.")
     return sorted({token for token in control_tokens if token}, key=lambda token: (-len(token), token))
 
 
 def _checked_objects(values: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(values, Sequence) or not all(isinstance(value, Mapping) for value in values):
-        raise InputError("not a list of objects", where=where, remedy="Give a list of JSON objects.")
+        raise InputError("it is not a list of JSON objects", where=where, remedy="Give a list of JSON objects.")
     try:
         text = json.dumps([dict(value) for value in values], ensure_ascii=False, allow_nan=False)
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise InputError("a lone surrogate is not text", where=where, remedy="Send valid Unicode.") from error
+        raise InputError("the text holds a lone surrogate", where=where,
+                         remedy="Give text that can be written as UTF-8.") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"not JSON data ({error})", where=where,
+        raise InputError(f"it is not JSON data ({error})", where=where,
                          remedy="Use text, finite numbers, lists and objects.") from error  # fmt: skip
     if size > MAX_REQUEST_BYTES:
-        raise InputError(f"{size} bytes of JSON exceed {MAX_REQUEST_BYTES}", where=where, remedy="Send less.")
+        raise InputError(f"{size} bytes of JSON are more than the {MAX_REQUEST_BYTES} allowed", where=where,
+                         remedy="Shorten it.")
     copies = json.loads(text)
     for i, copy in enumerate(copies):
         _check_depth(copy, f"{where}[{i}]")
@@ -105,7 +107,7 @@ def _check_depth(value: Any, where: str) -> None:
         level = [child for parent in level for child in _children(parent)]
         if not level:
             return
-    raise InputError(f"nested deeper than {MAX_DEPTH} levels", where=where, remedy="Send flatter data.")
+    raise InputError(f"it is nested more than {MAX_DEPTH} deep", where=where, remedy="Give flatter data.")
 
 
 def _children(value: Any) -> list[Any]:
@@ -117,17 +119,18 @@ def _children(value: Any) -> list[Any]:
 def _check_message(message: dict[str, Any], where: str) -> None:
     role = message.get("role")
     if role not in ROLES:
-        raise InputError(f"no role is called {role!a}", where=f"{where}.role",
+        raise InputError(f"there is no role {role!a}", where=f"{where}.role",
                          remedy=f"Choose one of {', '.join(ROLES)}.")  # fmt: skip
     calls = message.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
-        raise InputError("not a list of calls", where=f"{where}.tool_calls", remedy="Give a list or none.")
+        raise InputError("it is not a list of tool calls", where=f"{where}.tool_calls",
+                         remedy="Give a list, or leave it out.")
     for i, call in enumerate(calls or []):
         _check_call(call, f"{where}.tool_calls[{i}]")
     content = message.get("content")
     speechless = content is None and role == "assistant" and calls
     if not isinstance(content, str) and not speechless:
-        raise InputError(f"content is {type(content).__name__}, not text", where=f"{where}.content",
+        raise InputError(f"the content is of type {type(content).__name__}, not text", where=f"{where}.content",
                          remedy="Give text; only an assistant that calls tools may have none.")  # fmt: skip
 
 
@@ -135,4 +138,4 @@ def _check_call(call: Any, where: str) -> None:
     if isinstance(call, dict) and "function" in call:
         call, where = call["function"], f"{where}.function"
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
-        raise InputError("not a tool call", where=where, remedy='Give {"name": text, "arguments": JSON}.')
+        raise InputError("it is not a tool call", where=where, remedy='Give {"name": text, "arguments": JSON}.')

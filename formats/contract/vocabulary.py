@@ -15,6 +15,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 UNDEFINED = "<undefined {}>"
 """How an UNUSED id is read: it stands for no text. Its name (``[PAD151665]``) is a filler, a converter's or ours."""
+DAMAGED_VOCABULARY = "The vocabulary is damaged; fetch the file again, or convert it again from the original"
+"""What to do about tokens or merges that do not fit together."""
 
 
 @dataclass(frozen=True)

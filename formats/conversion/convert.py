@@ -344,7 +344,7 @@ def demand_strict(path: Path) -> None:
 
 def broken(findings: Sequence[str]) -> ModelError:
     return ModelError(f"what was written is not what was read: {'; '.join(findings[:4])}", where="convert",
-                      remedy="Nothing was kept. Does anything else write to these files?")  # fmt: skip
+                      remedy="Nothing was kept. Check that no other program writes to these files")  # fmt: skip
 
 
 def discard(path: Path) -> None:

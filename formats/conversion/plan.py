@@ -77,8 +77,8 @@ def plan(container: Container, model: Qwen2, target: str, *, treatment: str | No
         some = " and ".join(f"{n} tensors in {kind}" for kind, n in sorted(refused.items()))
         holds = "whole blocks only" if target == "gguf" else ", ".join(kinds_of(target))
         raise InputError(f"{some} cannot be stored as they are: {CALLED[target]} holds {holds}", where="convert",
-                         remedy="Ask for a treatment: --as F32 (larger, every value exact), or another type, which "
-                         "rounds")  # fmt: skip
+                         remedy="Say what to store them as: --as F32 (larger, every value exact), or another type, "
+                         "which rounds")  # fmt: skip
     return planned
 
 

@@ -114,7 +114,7 @@ def restored(derived: Mapping[str, Any], difference: Mapping[str, Any] | None) -
         for item in keys:
             key = item if isinstance(item, str) else item["key"]
             if key in values or not isinstance(key, str):
-                damaged(f"the key {shown(str(key))} is kept twice, or no text")
+                damaged(f"the key {shown(str(key))} is kept twice, or is not text")
             if isinstance(item, str):
                 if key in derived:  # otherwise it is a fact no more
                     values[key] = derived[key]
@@ -144,7 +144,7 @@ def value_of(item: Mapping[str, Any], derived: Any) -> Any:
 
 
 def damaged(detail: str) -> NoReturn:
-    raise ModelError(f"what was kept of another format is damaged: {shown(detail)}", where=f"{PREFIX}...",
+    raise ModelError(f"the sidecar, what was kept of another format, is damaged: {shown(detail)}", where=f"{PREFIX}*",
                      remedy="Convert the original again")  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def version_of(keep: Mapping[str, Any]) -> int:
     """The version of the GGUF file that was kept."""
     version = keep.get("version", VERSIONS[-1])
     if type(version) is not int or version not in VERSIONS:
-        damaged(f"version {version!r}")
+        damaged(f"there is no GGUF version {version!r}")
     return version
 
 

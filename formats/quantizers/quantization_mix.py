@@ -1,4 +1,4 @@
-"""Which tensor gets which type: llama.cpp's quantization mixes ("Q4_K_M" and its kin), for models shaped like Qwen2.
+"""Which tensor gets which type: llama.cpp's quantization mixes ("Q4_K_M" and the like), for models shaped like Qwen2.
 
     mix                  matrices   and with more bits
     F32 F16 BF16         its own    -

@@ -22,8 +22,8 @@ def doubts(config: Config, vocabulary: Vocabulary) -> Iterator[str]:
     if not vocabulary.end_ids:
         yield "no token ends a text: an answer goes on until it is cut"
     if lost_theta(config):
-        yield (f"rope_theta is {config.rope_theta:g} with a context of {config.context_length}: if a converter put it "
-               "in, answers are right for some tokens, and drift from there")  # fmt: skip
+        yield (f"rope_theta is {config.rope_theta:g} with a context of {config.context_length}: if it is a "
+               "converter's default, answers are right for some tokens, and drift from there")  # fmt: skip
 
 
 def lost_theta(config: Config) -> bool:
@@ -47,4 +47,4 @@ def chat_doubts(vocabulary: Vocabulary, chat_template: str | None) -> Iterator[s
     for culprit in sorted(found)[:NAMED_AT_MOST]:
         yield f"chats are in doubt: the template's {culprit}"
     if len(found) > NAMED_AT_MOST:
-        yield f"chats are in doubt: so are {len(found) - NAMED_AT_MOST} more of the template's markers"
+        yield f"chats are in doubt: {len(found) - NAMED_AT_MOST} more of the template's markers are not control tokens"

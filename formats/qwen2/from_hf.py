@@ -60,14 +60,14 @@ class JsonFile:
             code, detail = ("missing-key", "there is no such key") if value is None else (
                 "bad-value", f"{shown(str(value))} is not of type {wanted}")  # fmt: skip
             raise FormatError(code, detail, path=self.path, field=f"{self.name}: {key}",
-                              remedy="Fetch the folder again; without it the model is another one.")  # fmt: skip
+                              remedy="Fetch the folder again; this value cannot be guessed.")  # fmt: skip
         return value
 
     def description(self, key: str, warnings: list[str]) -> str | None:
         """Text that only describes the model; None if there is none, or, said in ``warnings``, something else."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, str):
-            warnings.append(f"{key} is not a text but {shown(str(value))}: it is ignored")
+            warnings.append(f"{key} is not text but {shown(str(value))}: it is ignored")
             return None
         return value
 
@@ -82,8 +82,8 @@ def qwen2_of(folder: HFFolder) -> Qwen2:
     embedding = tensors.get("token_embd.weight")
     wanted = (config.n_vocab, config.hidden_size)
     if embedding is None or embedding.shape != wanted:
-        raise ModelError(f"the embedding is {list(embedding.shape) if embedding else 'missing'}, config.json wants "
-                         f"{list(wanted)}", where=str(folder.path),
+        raise ModelError(f"the embedding is {list(embedding.shape) if embedding else 'missing'}, but config.json "
+                         f"says {list(wanted)}", where=str(folder.path),
                          remedy="Files of two models are mixed; fetch the folder again")  # fmt: skip
     return Qwen2(
         name=config_json.description("_name_or_path", warnings) or folder.path.resolve().name,
@@ -100,8 +100,8 @@ def demand_plain(config: JsonFile) -> None:
     where = f"{config.path}: {config.name}"
     architectures = config.get("architectures", list, [HF_ARCHITECTURE])
     if config.get("model_type", str) != ARCHITECTURE or architectures != [HF_ARCHITECTURE]:
-        raise ModelError(f"{shown(str(architectures))} of type {shown(config.get('model_type', str))} is not "
-                         f"{HF_ARCHITECTURE}", where=where,
+        raise ModelError(f"a model of class {shown(str(architectures))} and type "
+                         f"{shown(config.get('model_type', str))} is not {HF_ARCHITECTURE}", where=where,
                          remedy="Assay runs Qwen2, Qwen2.5 and models distilled into them")  # fmt: skip
     if config.values.get("quantization_config"):
         raise refused("its weights are quantised in their own way (quantization_config)", where)
@@ -149,7 +149,7 @@ def config_of(config: JsonFile, warnings: list[str], *, tied: bool) -> Config:
     inner = config.typed("rope_theta", rope_of(config).get("rope_theta"), (int, float), None)
     theta = config.get("rope_theta", (int, float), ... if inner is None else inner)
     if inner is not None and floating("rope_theta", inner) != floating("rope_theta", theta):
-        raise ModelError(f"rope_theta is {theta:g}, but {inner:g} beside the rope scaling", where=where,
+        raise ModelError(f"rope_theta is {theta:g} by itself, but {inner:g} beside the rope scaling", where=where,
                          remedy="Readers differ in which they take; correct config.json")  # fmt: skip
     read = Config(
         **required,

@@ -63,7 +63,7 @@ class Reader:
 
     def refuse(self, field: str, complaint: str) -> ModelError:
         return ModelError(complaint, where=f"{self.path}: {field}",
-                          remedy="Assay has Qwen2's tokenizer only and would encode text otherwise")  # fmt: skip
+                          remedy="Assay has Qwen2's tokenizer only, and would encode text differently")  # fmt: skip
 
     def vocabulary(self, n_rows: int) -> tuple[list[str], list[int], list[str]]:
         """(tokens, kinds, merges) of a model whose embedding has ``n_rows`` rows. Raises ModelError."""
@@ -109,8 +109,8 @@ class Reader:
 
         def put(field: str, token_id: Any, token: Any, kind: int) -> None:
             if type(token_id) is not int or not isinstance(token, str) or not 0 <= token_id < n_rows:
-                raise self.refuse(field, f"{shown(str(token))} has the id {shown(str(token_id))}, no row of the "
-                                  f"embedding's {n_rows}")  # fmt: skip
+                raise self.refuse(field, f"{shown(str(token))} has the id {shown(str(token_id))}, which is not one of "
+                                  f"the embedding's {n_rows} rows")  # fmt: skip
             if tokens[token_id] not in (None, token):
                 raise self.refuse(field, f"id {token_id} is {shown(str(tokens[token_id]))} and {shown(token)}")
             tokens[token_id], kinds[token_id] = token, kind
@@ -135,7 +135,7 @@ class Reader:
             if not isinstance(content, str) or not content:
                 raise self.refuse("added_tokens", "a token has no content")
             if any(token.get(option) for option in ("single_word", "lstrip", "rstrip")):
-                raise self.refuse("added_tokens", f"{shown(content)} is matched by its surroundings")
+                raise self.refuse("added_tokens", f"{shown(content)} is matched together with what surrounds it")
             if token.get("normalized") and not content.isascii():  # NFC leaves ASCII as it is
                 raise self.refuse("added_tokens", f"{shown(content)} is matched after normalising")
         return added
@@ -193,7 +193,7 @@ def tokenizer_json(tokens: Sequence[str], kinds: Sequence[int], merges: Sequence
         elif kind == CONTROL or (kind == USER_DEFINED and not looks_special(token)):
             added.append(added_token(i, token, special=kind == CONTROL))
         elif kind != UNUSED or token != pad_token(i):
-            raise ModelError(f"token {i}, {shown(token)}, is of kind {kind}, and tokenizer.json cannot say so",
+            raise ModelError(f"token {i}, {shown(token)}, is of kind {kind}, which tokenizer.json cannot state",
                              where="vocabulary", remedy="Convert to GGUF or APR instead")  # fmt: skip
     pairs = [merge.split(" ", 1) for merge in merges] if merges_as_pairs else list(merges)
     return {**FRAME, "added_tokens": added, "model": {**FRAME["model"], "vocab": vocab, "merges": pairs}}

@@ -57,7 +57,7 @@ NEUTRAL = (
 def refused(complaint: str, where: str) -> ModelError:
     """The one shape of what is well-formed, and another model than the engines compute."""
     return ModelError(f"{complaint}, which is not supported", where=where,
-                      remedy="The file may well be right: Assay does not run such a model")  # fmt: skip
+                      remedy="The file may well be right; Assay does not run such a model")  # fmt: skip
 
 
 def demand_neutral(stated: Mapping[str, Any], where: str, *, gguf: bool = False) -> None:
@@ -105,7 +105,7 @@ def demand_plain_rotation(scaling: Mapping[str, Any], context_length: int, where
     if not all(isinstance(kind, str) and plain.get(kind, False) for kind in kinds):
         raise refused(f"rope scaling is set: {said}", where)
     if scaling.get("attention_factor") not in (None, 1):
-        raise refused(f"rope scaling is set: attention by {shown(str(scaling['attention_factor']))}", where)
+        raise refused(f"rope scaling is set: attention scaled by {shown(str(scaling['attention_factor']))}", where)
     if not {"default", "none"}.issuperset(kinds) or (factor is not None and not one):
         warnings.append(f"rope scaling is stated, {said}: it changes nothing within the context, and is ignored")
 
@@ -135,7 +135,7 @@ def sliding_layers(kinds: Sequence[Any] | None, first: int, n_layers: int, where
         raise refused(f"a layer's attention is {shown(str(odd[0]))}", where)
     if len(kinds) != n_layers:
         raise ModelError(f"layer_types has {len(kinds)} entries for {n_layers} layers", where=where,
-                         remedy="The two are not of one model; fetch it again")  # fmt: skip
+                         remedy="The two are not of one model; fetch the folder again")  # fmt: skip
     return [kind == "sliding_attention" for kind in kinds]
 
 

@@ -39,7 +39,7 @@ def droppable() -> frozenset[str]:
     found = set(JAMO)
     for character in map(chr, range(0x80, 0x110000)):
         parts = unicodedata.decomposition(character).split()
-        if parts and not parts[0].startswith("<"):  # <compat> and its kin are not concern of form C
+        if parts and not parts[0].startswith("<"):  # <compat> and the like are not the concern of form C
             found |= {chr(int(part, 16)) for part in parts[1:]}
             if not unicodedata.is_normalized("NFC", character):
                 found.add(character)

@@ -38,7 +38,7 @@ def demand_replaceable(folder: Path, *, force: bool, parts: re.Pattern[str] = OF
         raise InputError("the folder exists already and is not empty", where=str(folder),
                          remedy="Give another name, or --force to replace it")  # fmt: skip
     if foreign := next((name for name in _inside(folder) if not parts.fullmatch(name)), None):
-        raise InputError(f"the folder holds {foreign!a}, which is no part of {of}, and would be deleted",
+        raise InputError(f"the folder holds {foreign!a}, which is not part of {of} and would be deleted",
                          where=str(folder), remedy="Give another name")  # fmt: skip
 
 

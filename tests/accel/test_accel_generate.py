@@ -11,7 +11,6 @@ from assay.accel.generate import MAX_SEQUENCES
 from assay.accel.model import Model
 from assay.formats import InputError
 from assay.formats.contract.engine import Sampling
-from assay.goldens import BUILTIN
 
 greedy_and_drawn = pytest.mark.parametrize(
     "sampling", [Sampling(), Sampling(temperature=1.0, seed=7, repeat_penalty=1.3)], ids=["greedy", "drawn"]
@@ -20,8 +19,8 @@ PROMPTS = ["def fib(n):", "x", "class A:\n    pass", "import os"]
 
 
 @pytest.fixture(scope="module")
-def fast() -> Model:
-    return accel.load(BUILTIN)
+def fast(builtin_fast: Model) -> Model:
+    return builtin_fast
 
 
 @greedy_and_drawn
@@ -55,7 +54,7 @@ def test_the_cache_holds_what_was_handed_out(fast: Model) -> None:
 
 
 @greedy_and_drawn
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow), 4])  # each size has programs of its own
 def test_a_batch_answers_as_each_prompt_alone(fast: Model, n: int, sampling: Sampling) -> None:
     """The products are the same integers; the margins of the built-in model (0.01 and more) are far above the rest."""
     together = accel.generate_batch(fast, PROMPTS[:n], max_tokens=20, sampling=sampling)

@@ -8,17 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from assay import accel
+from assay import accel, reference
 from assay.accel.attention import CACHE_TYPES, SMALLEST_CAPACITY
 from assay.accel.model import ARITHMETICS, LONGEST, Model
 from assay.formats import FormatError, InputError, NumericError
 from assay.formats.contract.config import Config
 from assay.formats.contract.engine import identity
 from assay.goldens import BUILTIN
-from tests.model_builder import Shape, build, tensors_of
+from tests.model_builder import TOKENS, Shape, build, tensors_of
 from tests.stages import captured, expected_order, relative, replacing, rounding_bound
 
 IDS = [185, 3, 77, 410, 3, 3, 250, 19, 476, 300, 9, 8, 7]
+FEW = [i % len(TOKENS) for i in IDS]
+"""The same for the model of one layer, whose vocabulary is small."""
+
+
+@pytest.fixture(scope="module")
+def one_layer_f64(one_layer: Path) -> Any:
+    return reference.load(one_layer, arith="f64", cache_weights=True)
 
 
 def bound(model: Model) -> float:
@@ -36,17 +43,17 @@ def test_reading_piece_by_piece_is_reading_at_once(builtin_accel: Model) -> None
         assert relative(logits, whole[t]) < bound(builtin_accel), f"position {t}"
 
 
-def test_a_prompt_longer_than_a_chunk_and_a_cache_that_grows(builtin_accel: Model, builtin_f64: Any) -> None:
-    ids = (IDS * 30)[: LONGEST["float32"] + 9]  # a whole piece and a padded one; more than the first cache has rows
-    logits, cache = builtin_accel.prefill(ids)
+def test_a_prompt_longer_than_a_chunk_and_a_cache_that_grows(one_layer_accel: Model, one_layer_f64: Any) -> None:
+    ids = (FEW * 30)[: LONGEST["float32"] + 9]  # a whole piece and a padded one; more than the first cache has rows
+    logits, cache = one_layer_accel.prefill(ids)
     assert cache.ids == ids and cache.capacity == 512
-    assert relative(logits, builtin_f64.prefill(ids)[0]) < bound(builtin_accel)
+    assert relative(logits, one_layer_f64.prefill(ids)[0]) < bound(one_layer_accel)
 
 
-def test_a_short_prompt_still_works_after_a_long_one(builtin_accel: Model) -> None:
-    before = builtin_accel.prefill(IDS)[0]
-    builtin_accel.prefill((IDS * 30)[: LONGEST["float32"] + 9])
-    assert np.array_equal(builtin_accel.prefill(IDS)[0], before)
+def test_a_short_prompt_still_works_after_a_long_one(one_layer_accel: Model) -> None:
+    before = one_layer_accel.prefill(FEW)[0]
+    one_layer_accel.prefill((FEW * 30)[: LONGEST["float32"] + 9])
+    assert np.array_equal(one_layer_accel.prefill(FEW)[0], before)
 
 
 def test_a_truncated_cache_goes_on_as_if_the_rest_had_never_been(builtin_accel: Model) -> None:
@@ -180,12 +187,12 @@ def test_an_unknown_cache_type_is_refused() -> None:
 
 
 @pytest.mark.parametrize("arith", ARITHMETICS)
-def test_attention_goes_on_over_many_blocks(arith: str, builtin_f64: Any) -> None:
+def test_attention_goes_on_over_many_blocks(arith: str, one_layer: Path, one_layer_f64: Any) -> None:
     """Decoding behind a long past, where keys and values lie in several blocks of the cache."""
-    model = accel.load(BUILTIN, arith=arith)
-    ids = (IDS * 40)[: SMALLEST_CAPACITY + 9]
+    model = accel.load(one_layer, arith=arith)
+    ids = (FEW * 40)[: SMALLEST_CAPACITY + 9]
     _, cache = model.prefill(ids[:-2])
     model.decode(ids[-2], cache)
     logits, _ = model.decode(ids[-1], cache)
-    wanted = builtin_f64.prefill(ids)[0]
+    wanted = one_layer_f64.prefill(ids)[0]
     assert relative(logits, wanted) < (bound(model) if arith == "f32" else 0.05)  # 8-bit activations: some per cent

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import pytest
 
 from assay.accel import device
+from assay.accel.jax_settings import own_settings
+from assay.accel.programs import compiler_options
+
+
+class FakeDevice(NamedTuple):
+    """As much of a device as is asked; JAX takes one for a device by its name."""
+
+    platform: str
+
+
+CPU: Any = FakeDevice("cpu")
+GPU: Any = FakeDevice("gpu")
+
+
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    """What the processor says of itself is kept; not what a test makes it say."""
+    device.instructions.cache_clear()
+    yield
+    device.instructions.cache_clear()
 
 
 @pytest.mark.parametrize(("text", "has"), [
@@ -22,48 +42,34 @@ from assay.accel import device
     ("", False),
 ])  # fmt: skip
 def test_bf16_is_used_where_the_processor_has_it(text: str, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device.jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(device.platform, "system", lambda: "Linux")
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: text)
-    device.dense_type.cache_clear()
-    try:
-        assert device.multiplies_bf16() == has
-        assert device.dense_type("fast").name == ("bfloat16" if has else "float32")
-        assert device.dense_type("f32").name == "float32"
-    finally:
-        device.dense_type.cache_clear()
+    assert device.multiplies_bf16(CPU) == has
+    assert device.dense_type("fast", CPU).name == ("bfloat16" if has else "float32")
+    assert device.dense_type("f32", CPU).name == "float32"
 
 
-def test_other_devices_multiply_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device.jax, "default_backend", lambda: "gpu")
-    assert device.multiplies_bf16()
+def test_the_engines_device_is_asked_not_jaxs_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine on the processor beside a GPU that JAX prefers, and the other way round."""
+    monkeypatch.setattr(device, "instructions", frozenset)
+    for default in ("gpu", "cpu"):
+        monkeypatch.setattr(device.jax, "default_backend", lambda name=default: name)
+        assert device.dense_type("fast", GPU).name == "bfloat16" and device.dense_type("fast", CPU).name == "float32"
+        assert device.read_bandwidth(CPU) is None
+        assert compiler_options(GPU) == {} and compiler_options(CPU) == {"xla_cpu_prefer_vector_width": 512}
+
+
+def test_code_that_is_traced_finds_the_engines_device() -> None:
+    with own_settings(jax.devices()[0]):
+        assert device.computing_on() is jax.devices()[0]
+        with jax.default_device(GPU):
+            assert device.computing_on() is GPU
+    assert device.computing_on() is jax.devices()[0]
 
 
 def test_a_system_that_does_not_say_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(self: Path, encoding: str) -> str:
         raise FileNotFoundError
 
-    monkeypatch.setattr(device.jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(Path, "read_text", missing)
-    assert not device.multiplies_bf16()
-
-
-ONE_PROCESSOR = """
-import os
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from assay import accel
-from assay.formats.contract.engine import identity
-from assay.goldens import BUILTIN
-model = accel.load(BUILTIN, arith="f32")
-for _ in range(3):
-    model.forward([5, 6, 7, 8], identity)
-print("threads", os.environ["NPROC"])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot give a process one processor")
-def test_taps_on_a_single_processor_do_not_wait_for_themselves() -> None:
-    """They did, in one process of three or so; what keeps them from it is what can be tested."""
-    done = subprocess.run([sys.executable, "-c", ONE_PROCESSOR], capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["threads", "2"], done.stderr
+    assert not device.multiplies_bf16(CPU)

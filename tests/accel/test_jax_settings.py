@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,49 +48,81 @@ def everywhere(*settings: tuple[str, Any]) -> Iterator[None]:
             jax.config.update(name, value)
 
 
-def results(model: Model) -> list[Any]:
-    """What an engine computes in every way it has of computing: ids and margins as they are, logits by their bytes."""
+def essentials(model: Model) -> list[Any]:
+    """What an engine computes by a step, a chunk and a tapped program: numbers as they are, logits by their bytes."""
     drawn = Sampling(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01, repeat_penalty=1.1, seed=7)
-    greedy = accel.generate(model, IDS, max_tokens=4, logprobs=2)
-    batch = accel.generate_batch(model, [IDS[:3], IDS[:5]], max_tokens=3)
+    said = accel.generate(model, IDS[:3], max_tokens=4, sampling=drawn, logprobs=2)
     return [
-        greedy.ids, greedy.margins, greedy.logprobs, greedy.top_logprobs, [one.ids for one in batch],
-        accel.generate(model, IDS[:3], max_tokens=4, sampling=drawn).ids,
-        model.prefill(IDS)[0].tobytes(), model.forward(IDS[:3]).tobytes(),
+        said.ids, said.margins, said.logprobs, said.top_logprobs, model.prefill(IDS)[0].tobytes(),
         model.forward(IDS[:3], lambda stage, layer, x: x).tobytes(),
     ]  # fmt: skip
 
 
+def results(model: Model) -> list[Any]:
+    """In every way it has of computing."""
+    greedy = accel.generate(model, IDS, max_tokens=4, logprobs=2)
+    batch = accel.generate_batch(model, [IDS[:3], IDS[:5]], max_tokens=3)
+    return [
+        *essentials(model), greedy.ids, greedy.margins, greedy.logprobs, greedy.top_logprobs,
+        [one.ids for one in batch], model.forward(IDS[:3]).tobytes(),
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def as_by_default(builtin_accel: Model) -> list[Any]:
-    return results(builtin_accel)
+def essentials_by_default(one_layer_accel: Model) -> list[Any]:
+    return essentials(one_layer_accel)
+
+
+@pytest.fixture(scope="module")
+def as_by_default(one_layer_accel: Model) -> list[Any]:
+    return results(one_layer_accel)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), SETTINGS, ids=[f"{name}={value}" for name, value in SETTINGS])
-def test_no_setting_changes_a_bit_of_what_is_computed(name: str, value: Any, builtin_accel: Model,
+def test_no_setting_changes_a_bit_of_what_is_computed(name: str, value: Any, one_layer_accel: Model,
                                                       as_by_default: list[Any]) -> None:  # fmt: skip
     with everywhere((name, value)):
-        assert results(builtin_accel) == as_by_default
+        assert results(one_layer_accel) == as_by_default
 
 
-def test_all_settings_at_once_change_no_program(builtin_accel: Model, as_by_default: list[Any]) -> None:
+@pytest.fixture
+def all_compiled_anew(nothing_prepared: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what other tests traced, or kept on disk, would answer."""
+    monkeypatch.setenv("ASSAY_XLA_CACHE", "off")
+    monkeypatch.setattr(assay.accel.programs, "_JITTED", {})
+
+
+@pytest.mark.parametrize(("ways", "right"), [
+    (essentials, "essentials_by_default"), pytest.param(results, "as_by_default", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_all_settings_at_once_change_no_program(ways: Callable[[Model], list[Any]], right: str, one_layer: Path,
+                                                request: pytest.FixtureRequest) -> None:  # fmt: skip
     """A model that is loaded, traced and compiled under all of them, as in a process that starts with them."""
-    assay.accel.programs._JITTED.clear()  # else the traces of other tests would answer
+    by_default = request.getfixturevalue(right)
+    request.getfixturevalue("all_compiled_anew")
     with everywhere(*SETTINGS):
-        assert results(accel.load(BUILTIN, arith="f32")) == as_by_default
+        assert ways(accel.load(one_layer, arith="f32")) == by_default
 
 
-def test_settings_of_a_thread_are_no_other(builtin_accel: Model, as_by_default: list[Any]) -> None:
+def test_nor_do_they_where_blocks_are_decoded(builtin_accel: Model, request: pytest.FixtureRequest) -> None:
+    """The types of the built-in model, in one program."""
+    right = builtin_accel.forward(IDS[:3])
+    request.getfixturevalue("all_compiled_anew")
+    with everywhere(*SETTINGS):
+        assert np.array_equal(accel.load(BUILTIN, arith="f32").forward(IDS[:3]), right)
+
+
+def test_settings_of_a_thread_are_no_other(one_layer_accel: Model, essentials_by_default: list[Any]) -> None:
     with jax.enable_x64(True), jax.transfer_guard("disallow_explicit"), jax.numpy_dtype_promotion("strict"):
-        assert results(builtin_accel) == as_by_default
+        assert essentials(one_layer_accel) == essentials_by_default
 
 
-def test_a_stream_leaves_the_settings_of_its_reader_alone(builtin_accel: Model) -> None:
+def test_a_stream_leaves_the_settings_of_its_reader_alone(one_layer_accel: Model) -> None:
     """A generator's frame is left at every token: what is in force there must not leak into its reader."""
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         before = dict(jax.config.values)
-        for _ in accel.stream_generate(builtin_accel, IDS, max_tokens=3):
+        for _ in accel.stream_generate(one_layer_accel, IDS, max_tokens=3):
             assert dict(jax.config.values) == before
     assert not jax.config.values["jax_enable_x64"]
 

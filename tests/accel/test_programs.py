@@ -161,12 +161,12 @@ def n_compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_code_that_was_replaced_in_memory_has_programs_of_its_own(
-    cache: Path, n_compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+    one_layer: Path, cache: Path, n_compiled: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were stored under the healthy code's name, and a healthy program answered for broken code."""
 
     def logits() -> np.ndarray:
-        return accel.load(BUILTIN).prefill([5, 6, 7])[0]
+        return accel.load(one_layer).prefill([5, 6, 7])[0]
 
     healthy, n_programs = logits(), len(n_compiled)
     assert n_programs == 1 and np.array_equal(logits(), healthy) and len(n_compiled) == 1

@@ -180,11 +180,16 @@ def terminate() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+def hang_up() -> None:
+    signal.raise_signal(signal.SIGHUP)
+
+
 def fail() -> None:
     raise NumericError("not a number", where="logits")
 
 
-STOPS = {"interrupted": (interrupt, 130), "terminated": (terminate, 143), "an engine failed": (fail, 7)}
+STOPS = {"interrupted": (interrupt, 130), "terminated": (terminate, 143), "hung up": (hang_up, 129),
+         "an engine failed": (fail, 7)}  # fmt: skip
 THREE = ("-e", "reference", "--rounds", "3", "--prefill", "4,8", "--decode-at", "0", "--batch", "")
 
 

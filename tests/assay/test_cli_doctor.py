@@ -24,6 +24,7 @@ def found(report: Report, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> A
     return assay("doctor", *arguments)
 
 
+@pytest.mark.slow
 def test_a_healthy_machine_passes() -> None:
     """The whole way: a process of its own, both arithmetics, the record and the oracle."""
     said = assay("doctor", "--json").json

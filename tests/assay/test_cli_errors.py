@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from assay import cli
@@ -19,6 +19,7 @@ from assay.formats import ModelError, NumericError, SourceError, TemplateError
 from assay.goldens import BUILTIN
 from tests import hf_builder
 from tests.assay.command_line import assay
+from tests.examples import examples
 from tests.model_builder import build
 
 ROOT = Path(__file__).parents[2]
@@ -108,8 +109,8 @@ def test_every_error_has_its_exit_code(error: type[ModelError], monkeypatch: pyt
     monkeypatch.setattr("assay.commands.options.open_model", failing)
     refusal = assay("tokenize", "a", "--json")
     assert refusal.is_refusal(error.exit_code)
-    assert refusal.err == "assay: here: two lines. Do that.\n"
-    said = {"type": error.__name__, "what": "two\nlines", "where": "here", "remedy": "Do that."}
+    assert refusal.err == "assay: here: two lines. Do that\n"
+    said = {"type": error.__name__, "what": "two\nlines", "where": "here", "remedy": "Do that"}
     assert json.loads(refusal.out)["error"] == said
 
 
@@ -202,6 +203,12 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
             "options.open_file = lambda model: os.kill(os.getpid(), signal.SIGHUP) or exit(7); cli.main()")  # fmt: skip
     child = subprocess.run([sys.executable, "-c", code, "tokenize", "a"], cwd=ROOT, capture_output=True, check=False)
     assert (child.returncode, child.stderr) == (7, b"")
+
+
+def test_the_terminal_breaks_the_lines_of_a_help_text() -> None:
+    """Those of the docstring, which is as wide as code may be, would break a narrower one's in their middle."""
+    paragraphs = str(cli.app_for(["trace"]).registered_commands[0].help).split("\n\n")
+    assert len(paragraphs) == 2 and len(paragraphs[1]) > 120 and "\n" not in "".join(paragraphs)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",), ()])
@@ -323,7 +330,7 @@ def argument_lists(draw: st.DrawFn) -> list[str]:
 
 
 @given(arguments=argument_lists(), stdin=st.one_of(st.binary(max_size=30), st.just(b"hi\n/reset\n\nhi")))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_no_arguments_end_in_a_bug(arguments: list[str], stdin: bytes) -> None:
     said = assay(*arguments, stdin=stdin)
     assert said.code in (0, 2, 3, 4, 5)

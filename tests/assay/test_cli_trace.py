@@ -175,12 +175,13 @@ def test_requests_that_cannot_be_carried_out(code: int, arguments: tuple[str, ..
 
 
 @pytest.mark.parametrize("engine", ["accel", "reference"])
-def test_a_full_disk_is_no_fault_of_the_engine(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_fault_of_the_engine(engine: str, one_layer: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("assay.parity.recorder.Recorder._put", full)
-    traced = assay("trace", TEXT, "--engine", engine, "--out", str(tmp_path / "d"))
+    traced = assay("trace", TEXT, "-m", str(one_layer), "--engine", engine, "--out", str(tmp_path / "d"))
     assert traced.is_refusal(2) and "disk is full" in traced.err and not list(tmp_path.iterdir())
 
 

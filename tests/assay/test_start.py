@@ -13,7 +13,8 @@ sys.argv = ["assay", "run", "def", "--max-tokens", "1"]
 try:
     main()
 except SystemExit as end:
-    print("exit", end.code, *sorted({"scipy", "matplotlib", "xllamacpp", "torch", "transformers"} & set(sys.modules)))
+    print("exit", end.code, *sorted({"gguf", "matplotlib", "scipy", "torch", "transformers",
+                                   "xllamacpp"} & set(sys.modules)))
 """
 
 

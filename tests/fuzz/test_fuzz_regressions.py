@@ -6,15 +6,15 @@ import gzip
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.fuzz.seeds import FORMATS, MUTATED, Mutant, mutant, seeds
 from tests.fuzz.trial import peak_of, verdict_of, written
 
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.gz"))
 MAX_BYTES = 64 << 20
-SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
 @pytest.mark.parametrize("file", REGRESSIONS, ids=lambda file: file.stem)
@@ -56,7 +56,7 @@ def test_mutants_reach_every_depth_of_the_reader(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=300, deadline=None, suppress_health_check=SLOW)
+@examples(300)
 @given(rng=st.randoms(use_true_random=False), pick=st.integers(0, 8), strict=st.booleans())
 def test_any_mutant_is_read_or_refused_in_one_line(tmp_path, format, rng, pick, strict):
     """As ``run.py``, but hypothesis throws the dice: what fails is shrunk, and remembered."""
@@ -66,7 +66,7 @@ def test_any_mutant_is_read_or_refused_in_one_line(tmp_path, format, rng, pick, 
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@examples(60)
 @given(number=st.integers(0, 2**32))
 @example(number=0)
 def test_a_mutant_takes_no_more_memory_than_a_small_file_can(tmp_path, format, number):

@@ -8,6 +8,7 @@ from assay.formats import open_model
 from assay.goldens import BUILTIN
 from assay.judging.engines_under_test import UnderTest, engines_under_test
 from assay.parity import stages
+from assay.parity.floor import NoiseFloor
 from assay.parity.precision import Precision
 from tests.planted import IDS
 
@@ -31,5 +32,5 @@ def truth(judged: UnderTest) -> stages.Activations:
 
 
 @pytest.fixture(scope="session")
-def limits(judged: UnderTest, truth: stages.Activations, declared: Precision) -> stages.NoiseFloor:
+def limits(judged: UnderTest, truth: stages.Activations, declared: Precision) -> NoiseFloor:
     return stages.noise_floor(judged.oracle, IDS, truth, declared)

@@ -6,7 +6,8 @@ import pytest
 
 from assay.judging.engines_under_test import UnderTest
 from assay.parity import stages
-from assay.parity.bisect import TOLERANCE_FACTOR, bisect
+from assay.parity.bisect import bisect
+from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor, over_floor
 from assay.parity.precision import Precision
 from tests.planted import FAULTS, IDS, Planted
 
@@ -15,7 +16,7 @@ LOGITS_FLOOR = 1e-6  # relative L2 of f32 logits to the truth, three times what 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_named(
-    name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
+    name: str, judged: UnderTest, truth: stages.Activations, limits: NoiseFloor
 ) -> None:
     site, change = FAULTS[name]
     finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)
@@ -25,7 +26,7 @@ def test_a_planted_fault_is_named(
 
 
 def test_two_faults_are_both_named_and_the_transplant_heals_both(
-    judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
+    judged: UnderTest, truth: stages.Activations, limits: NoiseFloor
 ) -> None:
     first, second = (("q_rope", 1), FAULTS["query at the next position"][1]), FAULTS["residual added twice"]
     both = Planted(Planted(judged.candidate, *first), *second)
@@ -35,14 +36,14 @@ def test_two_faults_are_both_named_and_the_transplant_heals_both(
 
 
 def test_an_accumulated_error_is_nobody_elses_fault(
-    judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
+    judged: UnderTest, truth: stages.Activations, limits: NoiseFloor
 ) -> None:
     site, change = FAULTS["a gain too large by a hundred-thousandth"]
     spoiled = Planted(judged.candidate, site, change)
     later = [key for key in list(truth)[list(truth).index(site) + 1 :] if key[0] != "embedding"]
     accumulated, own = stages.accumulated(spoiled, IDS, truth), stages.local(spoiled, IDS, truth)
-    assert sum(stages.over_floor(accumulated[key], limits[key]) > TOLERANCE_FACTOR for key in later) > len(later) / 2
-    assert all(stages.over_floor(own[key], limits[key]) <= TOLERANCE_FACTOR for key in later)
+    assert sum(over_floor(accumulated[key], limits[key]) > TOLERANCE_FACTOR for key in later) > len(later) / 2
+    assert all(over_floor(own[key], limits[key]) <= TOLERANCE_FACTOR for key in later)
 
 
 def test_the_incidents_criterion_sees_next_to_none_of_these_faults(
@@ -60,7 +61,7 @@ def test_the_incidents_criterion_sees_next_to_none_of_these_faults(
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_noise_of_the_declared_kind_is_a_bug(
-    seed: int, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor, declared: Precision
+    seed: int, judged: UnderTest, truth: stages.Activations, limits: NoiseFloor, declared: Precision
 ) -> None:
     own = stages.local(judged.oracle, IDS, truth, declared.noise(1000 + seed))
-    assert max(stages.over_floor(d, limits[key]) for key, d in own.items()) < TOLERANCE_FACTOR
+    assert max(over_floor(d, limits[key]) for key, d in own.items()) < TOLERANCE_FACTOR

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from assay.parity.free_run import free_run
+from assay.formats.system.progress import quiet
+from assay.judging.engines_under_test import UnderTest
+from assay.judging.judge import judge_free_run
+from assay.parity.free_run import Written, free_run
 from assay.parity.precision import Precision
 from assay.parity.prediction import Prediction
 from assay.parity.verdict import Verdict, of_flips
@@ -50,10 +53,10 @@ def test_a_right_writer_is_asked_once() -> None:
 
 def test_after_a_difference_it_goes_on_from_the_truths_text() -> None:
     writer = Writer({1: 40, 4: 41})
-    found = free_run(writer, [1, 3], ANSWER, predicted(0, 0.5, 0, 0, 1e-5, 0))
+    found = free_run(writer, [1, 3], ANSWER, predicted(0, 0.5, 0.5, 0, 1e-7, 0))
     assert [(s.at, s.true, s.found, s.margin) for s in found.splits] == [(1, 6, 40, 2.0), (4, 9, 41, 5.0)]
     assert writer.asked == [([1, 3], 6), ([1, 3, 5, 6], 4), ([1, 3, 5, 6, 7, 8, 9], 1)]
-    assert [s.at for s in found.unexplained] == [4] and of_flips(found, Precision("f32", {})) == Verdict.BUG
+    assert 4 in [s.at for s in found.unexplained] and of_flips(found, Precision("f32", {})) == Verdict.BUG
 
 
 def test_an_answer_that_ends_too_early_or_at_the_last_token_is_a_difference() -> None:
@@ -69,8 +72,45 @@ def test_as_many_as_predicted(count: int) -> None:
 
 def test_margins_that_moved_too_far_are_a_bug_though_every_token_is_right() -> None:
     """Of a token that was another one there is no margin to compare."""
-    near, far = (free_run(Writer({2: 40}, off), [1, 3], ANSWER, predicted(0, 0, 0.5, 0, 0, 0)) for off in (0.5, 4.5))
+    near, far = (free_run(Writer({2: 40}, off), [1, 3], ANSWER, predicted(0, 0, 0.5, 0, 0, 0)) for off in (0.5, 45.0))
     assert near.noise == 0.5 and of_flips(near, Precision("f32", {})) == Verdict.NOISE
-    assert far.noise == 4.5 and of_flips(far, Precision("f32", {})) == Verdict.BUG
+    assert far.noise == 45.0 and of_flips(far, Precision("f32", {})) == Verdict.BUG
     silent = free_run(lambda ids, n: (ANSWER[-n:], []), [1, 3], ANSWER, predicted())
     assert np.isnan(silent.noise) and of_flips(silent, Precision("f32", {})) == Verdict.NOISE
+
+
+def test_going_on_after_an_end_token_is_a_bug() -> None:
+    """The budget is one token more than the truth wrote, or nobody would see it."""
+    asked = []
+
+    def write(ids: Sequence[int], n: int) -> tuple[list[int], list[float]]:
+        asked.append(n)
+        return [*ANSWER, 40][:n], []
+
+    found = free_run(write, [1, 3], ANSWER, predicted(), ends={2}, past=1)
+    assert asked == [7] and found.observed == 0 and found.wrong == ("writes on after an end token",)
+    assert of_flips(found, Precision("f32", {})) == Verdict.BUG
+    stops = free_run(lambda ids, n: (ANSWER, []), [1, 3], ANSWER, predicted(), ends={2}, past=1)
+    assert stops.wrong == () and of_flips(stops, Precision("f32", {})) == Verdict.NOISE
+
+
+@pytest.mark.parametrize(("text", "wrong"), [
+    ("abc", ()), ("ab c", ("shows 'ab c', its tokens say 'abc'",)), (None, ()),
+])  # fmt: skip
+def test_the_text_is_that_of_its_tokens(text: str | None, wrong: tuple[str, ...]) -> None:
+    letters = {5: "a", 6: "b", 7: "c", 8: "", 9: ""}
+    found = free_run(lambda ids, n: Written(ANSWER, [], text), [1, 3], ANSWER, predicted(), ends={2},
+                     decode=lambda ids: "".join(letters[token] for token in ids))  # fmt: skip
+    assert found.wrong == wrong and (of_flips(found, Precision("f32", {})) == Verdict.BUG) == bool(wrong)
+
+
+def test_the_judge_gives_a_candidate_room_to_go_on(judged: UnderTest) -> None:
+    """A text after which the truth ends at once."""
+    text = "def fib(n):\n    if n < 2:\n        return n\n    return fib(n - 1) + fib(n - 2)\n"
+    ids = judged.sample(text, None, False)
+    (end,) = judged.baseline.answer(ids, 8)
+    assert end in judged.file.vocabulary.end_ids
+    found = judge_free_run(judged, ids, 8, 2, quiet, lambda ids, n: ([end, 198, 198][:n], []))
+    assert found is not None and found.observed == 0 and found.wrong == ("writes on after an end token",)
+    shown = judge_free_run(judged, ids, 8, 2, quiet, lambda ids, n: ([end], [], "<|endoftext|>"))
+    assert shown is not None and len(shown.wrong) == 1 and "its tokens say ''" in shown.wrong[0]

@@ -10,6 +10,7 @@ from assay.formats.system.printable import OBEYED
 from assay.judging.engines_under_test import UnderTest
 from assay.parity import stages
 from assay.parity.bisect import bisect
+from assay.parity.floor import NoiseFloor
 from assay.parity.junit import Case, Outcome, junit, stage_cases, token_case
 from assay.parity.verdict import Verdict
 from tests.planted import FAULTS, IDS, Planted
@@ -61,11 +62,11 @@ def test_no_character_there_is_breaks_the_file() -> None:
 
 @pytest.mark.parametrize("name", ["a gain too large by a hundred-thousandth", "an infinity", "one vocabulary row"])
 def test_a_planted_fault_fails_at_its_site_only(
-    name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
+    name: str, judged: UnderTest, truth: stages.Activations, limits: NoiseFloor
 ) -> None:
     (stage, layer), change = FAULTS[name]
     finding = bisect(Planted(judged.candidate, (stage, layer), change), IDS, truth, limits)
-    suite = parsed(junit("x", stage_cases(finding, limits, Verdict.BUG), {}))
+    suite = parsed(junit("x", stage_cases(finding, Verdict.BUG), {}))
     assert suite.attrib["tests"] == str(len(truth)) and suite.attrib["errors"] == suite.attrib["skipped"] == "0"
     (case,) = (case for case in suite.findall("testcase") if len(case))
     assert case.attrib["classname"] == f"stages.{stage}"
@@ -76,15 +77,15 @@ def test_a_planted_fault_fails_at_its_site_only(
 
 
 def test_what_was_not_decided_never_passes(
-    judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor
+    judged: UnderTest, truth: stages.Activations, limits: NoiseFloor
 ) -> None:
     right = bisect(judged.candidate, IDS, truth, limits)
-    assert {case.outcome for case in stage_cases(right, limits, Verdict.NOISE)} == {Outcome.PASSED}
-    suspect = stage_cases(right, limits, Verdict.REFERENCE_SUSPECT)
+    assert {case.outcome for case in stage_cases(right, Verdict.NOISE)} == {Outcome.PASSED}
+    suspect = stage_cases(right, Verdict.REFERENCE_SUSPECT)
     assert [case for case in suspect if case.outcome != Outcome.PASSED] == [
         Case("stages", "every stage", Outcome.ERROR, "REFERENCE-SUSPECT")
     ]
-    (uncalibrated,) = stage_cases(None, {}, Verdict.UNCALIBRATED)
+    (uncalibrated,) = stage_cases(None, Verdict.UNCALIBRATED)
     assert uncalibrated.outcome == Outcome.ERROR and "UNCALIBRATED" in uncalibrated.message
     outcomes = {verdict: token_case(verdict, "2 flips").outcome for verdict in Verdict}
     assert outcomes == {

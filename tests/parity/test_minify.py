@@ -13,7 +13,7 @@ import pytest
 from assay.formats.contract.config import STAGES
 from assay.judging.engines_under_test import UnderTest
 from assay.parity import stages
-from assay.parity.bisect import TOLERANCE_FACTOR
+from assay.parity.floor import TOLERANCE_FACTOR, Floor, NoiseFloor
 from assay.parity.minify import Fault, Repro, alone, repro_of, worst
 from tests.planted import FAULTS, IDS, Planted
 
@@ -44,11 +44,12 @@ def imports(script: str) -> set[str]:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_planted_fault_is_shown_by_its_script(
-    name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor, tmp_path: Path
+    name: str, judged: UnderTest, truth: stages.Activations, limits: NoiseFloor, tmp_path: Path
 ) -> None:
     site, change = FAULTS[name]
     found = alone(Planted(judged.candidate, site, change), IDS, truth, site)
     fault = worst(site, found, truth[site], limits[site])
+    assert fault is not None
     repro = repro_of(judged.file, IDS, truth, fault, name)
     code, said = run(repro, tmp_path)
     true = truth[site].reshape(len(IDS), -1)[fault.position, fault.channel]
@@ -83,20 +84,24 @@ def test_the_equation_of_every_stage_is_the_oracles(
 
 def test_numbers_that_are_none_come_first_and_the_pair_is_one_elements() -> None:
     truth = np.array([[1.0, -1.0, 1.0], [100.0, 100.0, -100.0]])
-    limits = {"relative_l2": 1e-9, "worst_position": 2e-9, "peak": 3e-9}
+    limits = Floor(1e-9, 2e-9, 3e-9)
     found = truth + np.array([[0, 0.01, 0], [0.1, 0, 0]])  # 0.1 is more, but less of its position
-    assert worst(("q_proj", 0), found, truth, limits)[1:] == (0, 1, found[0, 1], TOLERANCE_FACTOR * 3e-9)
+    fault = worst(("q_proj", 0), found, truth, limits)
+    assert fault is not None and fault[1:] == (0, 1, found[0, 1], TOLERANCE_FACTOR * 3e-9)
     found[1, 2] = np.nan
-    assert worst(("q_proj", 0), found, truth, limits)[1:3] == (1, 2)
+    fault = worst(("q_proj", 0), found, truth, limits)
+    assert fault is not None and fault[1:3] == (1, 2)
+    assert worst(("q_proj", 0), truth + 1e-10, truth, limits) is None, "nothing that one number shows"
 
 
 def test_an_error_that_only_the_whole_shows_is_beyond_the_elements_limit() -> None:
     """Every element off by little: no channel is beyond its floor, and still the worst element is beyond the limit."""
     truth = np.random.default_rng(0).choice([-1.0, 1.0], (8, 64))
-    limits = {"relative_l2": 1e-7, "worst_position": 1e-6, "peak": 1e-5}
+    limits = Floor(1e-7, 1e-6, 1e-5)
     found = truth * (1 + 5e-7)
     fault = worst(("q_proj", 0), found, truth, limits)
-    assert fault.limit == TOLERANCE_FACTOR * 1e-7 < abs(fault.wrong - truth[fault.position, fault.channel])
+    assert fault is not None and fault.limit == TOLERANCE_FACTOR * 1e-7
+    assert fault.limit < abs(fault.wrong - truth[fault.position, fault.channel])
 
 
 def test_an_earlier_fault_is_not_in_the_number(judged: UnderTest, truth: stages.Activations) -> None:

@@ -29,6 +29,7 @@ from tests.real.fast_agreement import CODE, PROSE, excerpts
 WINDOW = 256
 CANDIDATES = {"f32": ("f32", "prefill"), "fast prefill": ("fast", "prefill"), "fast decode": ("fast", "decode"),
               "llama.cpp": ("ggml", "decode")}  # fmt: skip
+ARRAYS = ("top", "margin", "sigma", "probability", "flipped", "moved")
 
 
 def windows(model: Any, n: int) -> Iterator[tuple[str, list[int]]]:
@@ -60,15 +61,29 @@ def measured(file: ModelFile, names: list[str], n: int, runs: int, done: set[tup
 
 
 def plain(positions: Positions) -> dict[str, Any]:
-    """Positions as JSON can keep them."""
-    *arrays, apart = positions._asdict().items()
-    return {key: value.tolist() for key, value in arrays} | {"divergence": [a.tolist() for a in apart[1]]}
+    """Positions as JSON can keep them; of all logits only what was measured of the window."""
+    facts = positions._asdict()
+    return {key: facts[key].tolist() for key in ARRAYS} | {
+        "divergence": [array.tolist() for array in positions.divergence],
+        "freedom": positions.freedom,
+        "measures": {one.name: one[1:] for one in account(positions).measures},
+    }
 
 
 def positions_of(kept: dict[str, Any]) -> Positions:
     """What ``plain`` wrote."""
-    arrays = {key: np.array(value) for key, value in kept.items() if key != "divergence"}
-    return Positions(**arrays, divergence=Divergence(*(np.array(a, float) for a in kept["divergence"])))
+    top, margin, sigma, probability, flipped, moved = (np.array(kept[key]) for key in ARRAYS)
+    apart = Divergence(*(np.array(array, float) for array in kept["divergence"]))
+    return Positions(top, margin, sigma, probability, flipped, moved, apart, kept["freedom"])
+
+
+def nearest(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """How near to its limit each measure came in any window: 1 is a fault."""
+    found: dict[str, float] = {}
+    for line in lines:
+        for name, (value, limit, _) in line["positions"]["measures"].items():
+            found[name] = max(found.get(name, 0.0), abs(value) / limit)
+    return found
 
 
 def main() -> None:
@@ -95,7 +110,7 @@ def main() -> None:
             kept = [line for line in lines if line["candidate"] == name and form in (line["format"], "all")]
             counted = account(joined([positions_of(line["positions"]) for line in kept]))
             print(json.dumps({"candidate": name, "declared": kept[0]["declared"], "format": form}
-                             | counted._asdict()))  # fmt: skip
+                             | counted._asdict() | {"measures": nearest(kept)}))  # fmt: skip
 
 
 if __name__ == "__main__":

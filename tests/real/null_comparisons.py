@@ -87,8 +87,7 @@ def in_chunks(under_test: UnderTest, ids: list[int], rng: np.random.Generator) -
         logits, cache = under_test.candidate.prefill(ids[start:end], cache)
         rows.append(np.array(logits)[: len(under_test.file.vocabulary)])
     predicted = under_test.baseline.prediction(ids, declared, RUNS)
-    some = predicted._replace(**{name: getattr(predicted, name)[ends - 1] for name in predicted._fields})
-    return of_flips(account(observe(some, np.stack(rows))), declared)
+    return of_flips(account(observe(predicted.of(ends - 1), np.stack(rows))), declared)
 
 
 def by_stages(under_test: UnderTest, ids: list[int], path: str) -> tuple[Verdict, float]:

@@ -30,7 +30,7 @@ def test_a_handful_of_kills() -> None:
     assert code == 0 and re.search(r"\b9 killed", output), output  # outcomes come in the order they first occurred
 
 
-@pytest.mark.real
+@pytest.mark.real_slow
 def test_two_hundred_kills() -> None:
     code, output = killed("--kills", "200")
     assert code == 0 and "left .unfinished" in output, output  # else none came while something was being written

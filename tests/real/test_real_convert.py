@@ -18,7 +18,7 @@ import assay.accel.tokenizer
 import assay.reference.tokenizer
 from assay.formats import InputError, open_model
 from assay.formats.conversion.convert import convert
-from tests.tokenizer_corpus import SAMPLES
+from assay.parity.corpus import SAMPLES
 
 pytestmark = pytest.mark.real
 PROMPT, N_TOKENS = "def fib(n):", 4
@@ -58,7 +58,8 @@ def test_gguf_to_apr_to_gguf_is_the_same_file(real_15b: Path, scratch: Path, the
 
 
 @pytest.mark.parametrize(("engine", "arith"), [
-    ("accel", "fast"), ("accel", "f32"), pytest.param("reference", "f32", marks=pytest.mark.real_slow),
+    ("accel", "fast"), pytest.param("accel", "f32", marks=pytest.mark.real_slow),
+    pytest.param("reference", "f32", marks=pytest.mark.real_slow),
 ])  # fmt: skip
 def test_same_greedy_ids_from_either_container(real_15b: Path, scratch: Path, there_and_back: Any, engine: str,
                                                arith: str) -> None:  # fmt: skip

@@ -29,7 +29,13 @@ class Engines(NamedTuple):
     fast: Any
 
 
-@pytest.fixture(scope="module", params=["real_05b", "real_15b"])
+both = pytest.mark.parametrize("engines", ["real_05b", "real_15b"], indirect=True, scope="module")
+half_billion = pytest.mark.parametrize(
+    "engines", ["real_05b", pytest.param("real_15b", marks=pytest.mark.real_slow)], indirect=True, scope="module"
+)
+
+
+@pytest.fixture(scope="module")
 def engines(request: pytest.FixtureRequest) -> Engines:
     file = open_model(request.getfixturevalue(request.param))
     truth = reference.load(file, arith="f64", cache_weights=True)
@@ -38,6 +44,7 @@ def engines(request: pytest.FixtureRequest) -> Engines:
     return Engines(file, truth, oracle, accel.load(file, arith="f32"))
 
 
+@half_billion
 def test_both_engines_write_the_same_python(engines: Engines) -> None:
     ours = reference.generate(engines.oracle, "def fib(n):", max_tokens=64)
     theirs = accel.generate(engines.fast, "def fib(n):", max_tokens=64)
@@ -58,6 +65,7 @@ def parses(source: str) -> bool:
     return False
 
 
+@both
 def test_both_engines_answer_a_question_and_stop(engines: Engines) -> None:
     prompts = [m.chat_prompt(QUESTION) for m in (engines.oracle, engines.fast)]
     assert prompts[0] == prompts[1]
@@ -68,6 +76,7 @@ def test_both_engines_answer_a_question_and_stop(engines: Engines) -> None:
     assert (theirs.finish_reason, theirs.stopped_by) == ("stop", "<|im_end|>")
 
 
+@both
 @pytest.mark.parametrize("kind", ["raw", "chat"])
 def test_logits_are_within_rounding_of_the_truth(engines: Engines, kind: str) -> None:
     """Probabilistic bound for f32: each layer adds a relative error of at most u·sqrt(K) to the residual stream
@@ -81,6 +90,7 @@ def test_logits_are_within_rounding_of_the_truth(engines: Engines, kind: str) ->
         assert np.linalg.norm(model.forward(ids) - exact) < bound * np.linalg.norm(exact)
 
 
+@half_billion
 def test_reading_one_by_one_is_reading_at_once(engines: Engines) -> None:
     ids = engines.fast.tokenizer.encode("for i in range(10):\n    print(i)")
     for model in (engines.oracle, engines.fast):
@@ -92,6 +102,7 @@ def test_reading_one_by_one_is_reading_at_once(engines: Engines) -> None:
             logits, cache = model.decode(ids[at], cache)
 
 
+@both
 @pytest.mark.real_slow
 def test_llama_cpp_agrees(engines: Engines) -> None:
     """llama.cpp rounds activations to 8 bits, so it is compared with the oracle's arithmetic of that name."""

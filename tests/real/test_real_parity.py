@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 
-from assay.engines import find
+from assay.engines import find, load
 from assay.formats import open_model
 from assay.formats.system.progress import quiet
-from assay.judging.engines_under_test import UnderTest, engines_under_test, opened
+from assay.judging.engines_under_test import UnderTest, baseline, engines_under_test, opened
 from assay.judging.judge import judge_flips, judge_stages
 from assay.parity import stages
-from assay.parity.bisect import TOLERANCE_FACTOR, bisect
+from assay.parity.bisect import bisect
 from assay.parity.distance import distance
 from assay.parity.flips import account
+from assay.parity.floor import TOLERANCE_FACTOR, NoiseFloor
 from assay.parity.verdict import Verdict, of_flips
 from tests.planted import FAULTS, IDS, Planted
 
@@ -27,9 +31,9 @@ SHORT = "def fib(n):\n    if n <"
     ("fast", "prefill", True, Verdict.DRIFT),
     ("fast", "decode", False, Verdict.DRIFT),
 ])  # fmt: skip
-def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: str, chat: bool,
-                                                            verdict: Verdict) -> None:  # fmt: skip
-    judged = engines_under_test(open_model(find(MODEL)), "accel", arith)
+def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: str, chat: bool, verdict: Verdict,
+                                                            loaded: Callable[[str], UnderTest]) -> None:  # fmt: skip
+    judged = loaded(arith)
     found = judge_stages(judged, judged.sample(SHORT, None, chat), path, 4, quiet)
     assert found is not None and found.verdict == verdict, found and (found.finding.site, found.finding.ratio)
     assert found.untouched == 0, "taps that change nothing change the logits"
@@ -38,8 +42,15 @@ def test_every_stage_of_the_fast_engine_is_within_its_floor(arith: str, path: st
 
 
 @pytest.fixture(scope="module")
-def judged() -> UnderTest:
-    return engines_under_test(open_model(find(MODEL)), "accel", "f32")
+def loaded() -> Callable[[str], UnderTest]:
+    """The fast engine in an arithmetic, before one baseline for all of them."""
+    shared = baseline(open_model(find(MODEL)))
+    return cache(lambda arith: UnderTest(shared, load(shared.truth.file, arith=arith)))
+
+
+@pytest.fixture(scope="module")
+def judged(loaded: Callable[[str], UnderTest]) -> UnderTest:
+    return loaded("f32")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,7 @@ def truth(judged: UnderTest) -> stages.Activations:
 
 
 @pytest.fixture(scope="module")
-def limits(judged: UnderTest, truth: stages.Activations) -> stages.NoiseFloor:
+def limits(judged: UnderTest, truth: stages.Activations) -> NoiseFloor:
     declared = judged.declared(len(IDS))
     assert declared is not None
     return stages.noise_floor(judged.oracle, IDS, truth, declared)
@@ -62,7 +73,7 @@ def clean(judged: UnderTest, truth: stages.Activations) -> float:
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", list(FAULTS)[::3])
-def test_a_planted_fault_is_named(name: str, judged: UnderTest, truth: stages.Activations, limits: stages.NoiseFloor,
+def test_a_planted_fault_is_named(name: str, judged: UnderTest, truth: stages.Activations, limits: NoiseFloor,
                                   clean: float) -> None:  # fmt: skip
     site, change = FAULTS[name]
     finding = bisect(Planted(judged.candidate, site, change), IDS, truth, limits)

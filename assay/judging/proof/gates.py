@@ -19,9 +19,8 @@ from assay.formats.system.progress import quiet
 from assay.judging import judge, test_matrix
 from assay.judging.engines_under_test import UnderTest
 from assay.judging.judge import StageReport, judge_flips, judge_stages
-from assay.parity import stages
-from assay.parity.bisect import TOLERANCE_FACTOR
 from assay.parity.flips import account
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.precision import Key
 from assay.parity.sample import OTHER_SAMPLE
 from assay.parity.verdict import Verdict, faults_of, of_flips
@@ -102,20 +101,13 @@ def parity(under_test: UnderTest, sample: Sample, path: str) -> Answer:
 
 def of_stages(found: StageReport) -> Answer:
     """A report on stages, by the measures that are beyond the limit."""
-    over = [f"stages: {measure}" for measure in stages.MEASURES if beyond(found, measure)]
+    over = {f"stages: {name}": None for tests in found.finding.tests.values() for name, ratio in tests.items()
+            if ratio > TOLERANCE_FACTOR}  # fmt: skip
+    over = [*over, *(["stages: taps change the program"] if found.disturbed else [])]
     if not found.verdict.green and not over:
         over = ["stages: something else"]
     ratios = [one.std_ratio for one in found.finding.accumulated.values()]
     return Answer(found.verdict, over, found.finding.site, (float(np.min(ratios)), float(np.max(ratios))))
-
-
-def beyond(found: StageReport, measure: str) -> bool:
-    """Whether one measure alone accuses a stage."""
-    for key, one in found.finding.local.items():
-        value, limit = abs(getattr(one, measure)), found.floor[key][measure]
-        if value and not value <= TOLERANCE_FACTOR * limit:
-            return True
-    return False
 
 
 def tokens(under_test: UnderTest, path: str) -> Answer:

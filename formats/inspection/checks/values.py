@@ -22,7 +22,7 @@ EMBEDDING_DEAD = 0.25
 
 def checks(stats: Mapping[str, TensorStats], infos: Mapping[str, TensorInfo]) -> Iterator[Check]:
     foreign = [f"{name} ({infos[name].type.name})" for name, one in stats.items() if one.values is None]
-    yield judged("values.readable", len(foreign), "0 tensors of unknown coding",
+    yield judged("values.readable", len(foreign), "0 tensors of unknown type",
                  "what cannot be decoded is not judged by the checks below", warn=foreign)  # fmt: skip
     decoded = {name: one.values for name, one in stats.items() if one.values is not None and one.values.n}
     if not decoded:

@@ -50,7 +50,7 @@ def _of_shapes(a: Container, ours: TensorInfo, b: Container, theirs: TensorInfo,
                same_bytes: bool) -> Iterator[Diagnosis]:  # fmt: skip
     turned = ours.shape == theirs.shape[::-1]
     if same_bytes:
-        what = "the dims are reversed" if turned else "the dims are others"
+        what = "the dims are reversed" if turned else "the dims differ"
         yield Diagnosis("shape-only", f"same bytes, but {what}: {list(ours.shape)} in A, {list(theirs.shape)} in B")
         return
     comparable = turned and readable(a, ours.name) and readable(b, theirs.name)
@@ -71,9 +71,9 @@ def _of_values(ours: TensorInfo, theirs: TensorInfo, m: Measures) -> Iterator[Di
     if m.max_sum == 0 or (rest <= tolerance and abs(scale + 1) <= tolerance):
         yield Diagnosis("sign-flipped", "sign flipped: B = -A" + ("" if m.max_sum == 0 else " up to rounding"))
     elif rest <= tolerance and abs(scale - 1) > max(1e-5, 2 * rest):
-        yield Diagnosis("scaled", f"scaled by a constant: B = {scale:.6g} A, the rest {rest:.1e}")
+        yield Diagnosis("scaled", f"scaled by a constant: B = {scale:.6g} A, the relative rest is {rest:.1e}")
     elif m.n > 1 and spread <= tolerance * rms and abs(mean) > max(1e-5 * rms, 2 * spread):
-        yield Diagnosis("shifted", f"a constant added: B = A + {mean:.6g}, the rest {spread / rms:.1e}")
+        yield Diagnosis("shifted", f"a constant added: B = A + {mean:.6g}, the relative rest is {spread / rms:.1e}")
     elif m.relative_rms <= tolerance:
         if ours.type.name == theirs.type.name:
             yield Diagnosis("rounded", f"same numbers rounded differently into {ours.type.name}, "
@@ -136,7 +136,7 @@ def of_missing(container: Container, only: Sequence[TensorInfo], here: str, ther
     biases = [info.name for info in only if info.name.endswith(".bias")]
     if biases:
         found.append(Diagnosis("biases-lost", f"biases lost: {there} lacks {len(biases)} that {here} has, "
-                               f"as {biases[0]}"))  # fmt: skip
+                               f"such as {biases[0]}"))  # fmt: skip
     outputs = [info for info in only if canonical_name(info.name) == "output.weight"]
     embeddings = [info for name, info in container.tensors.items() if canonical_name(name) == "token_embd.weight"]
     for output in outputs:

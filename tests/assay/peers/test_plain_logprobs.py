@@ -47,11 +47,11 @@ def first(named: Named, n: int, rest: float) -> Named:
 PROCESSED: dict[str, tuple[Way, str]] = {
     "greedy, the others ruled out": (lambda r: first(best(r - r.max()), 1, -math.inf), "-inf.*a filter"),
     "greedy, as vLLM writes it": (lambda r: first(best(r - r.max()), 1, NOTHING), "-9999.*a filter"),
-    "greedy, nothing else named": (lambda r: best(r - r.max(), 1), "1 token whose.* add up to 1, in truth to 0.*never"),
+    "greedy, nothing else named": (lambda r: best(r - r.max(), 1), "1 token whose.* add up to 1, but in truth .*never"),
     "temperature": (lambda r: best(plain(r / 0.7)), "1.429 times the true ones .a temperature of 0.7.*in truth"),
     "high temperature": (lambda r: best(plain(r / 2)), "0.5 times the true ones .a temperature of 2."),
     "temperature close to none": (lambda r: best(plain(r / 0.01)), "100 times the true ones .a temperature of 0.01"),
-    "top-k, normalised again": (lambda r: among_themselves(best(plain(r), 20)), "20 tokens whose.* 1, in truth to"),
+    "top-k, normalised again": (lambda r: among_themselves(best(plain(r), 20)), "20 tokens whose.* 1, but in truth to"),
     "top-k, the others ruled out": (lambda r: first(best(plain(r)), 20, -math.inf), "-inf and none of the others"),
     "not a number": (lambda r: first(best(plain(r)), 20, math.nan), "with nan"),
     "infinity": (lambda r: first(best(plain(r)), 20, math.inf), "with inf"),
@@ -61,7 +61,7 @@ PROCESSED: dict[str, tuple[Way, str]] = {
     "base 10": (lambda r: best(plain(r) / math.log(10)), "50 tokens whose probabilities add up to"),
     "base 2": (lambda r: best(plain(r) / math.log(2)), "1.443 times .*base 2"),
     "logits": (lambda r: best(r), r"with \d"),
-    "logits, all below 0": (lambda r: best(r - 40), "50 tokens whose.* add up to .*e-13, in truth to 0.[67]"),
+    "logits, all below 0": (lambda r: best(r - 40), "50 tokens whose.* add up to .*e-13, but in truth to 0.[67]"),
     "below the likeliest": (lambda r: best(r - r.max()), "add up to"),
 }
 
@@ -149,7 +149,7 @@ def test_a_temperature_is_found_through_noise(temperature: float, noise: float) 
 
 def test_the_position_and_token_of_the_evidence() -> None:
     exact = np.arange(20.0).reshape(2, 10) % 10
-    with pytest.raises(InputError, match=r"after 1 token it names <0> 18 below .*, in truth it is 9\b"):
+    with pytest.raises(InputError, match=r"after 1 token it names <0> 18 below .*, but in truth it is 9\b"):
         demand_plain(exact, log_softmax(exact / 0.5, axis=1), lambda token: f"<{token}>", InputError)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from assay.formats.containers.apr import read_apr
@@ -19,6 +19,7 @@ from assay.formats.errors import FormatError
 from assay.formats.model_file import tensor_of
 from tests import apr_files as raw
 from tests.apr_files import File, Tensor, resealed
+from tests.examples import examples
 from tests.formats.containers.refusal import refused
 
 U64_MAX = 2**64 - 1
@@ -301,7 +302,7 @@ PATCHES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(1500)
 @given(patches=PATCHES, seal=st.booleans(), strict=st.booleans())
 @example(patches=[(6, 0x0C00, 2)], seal=True, strict=False)
 def test_any_mutation_is_read_or_refused(tmp_path, patches, seal, strict):

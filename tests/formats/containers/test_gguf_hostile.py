@@ -10,13 +10,14 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from assay.formats.blocks.ggml_types import BY_NAME
 from assay.formats.containers.gguf import read_gguf
 from assay.formats.errors import FormatError
 from tests import gguf_files as raw
+from tests.examples import examples
 from tests.formats.containers.refusal import refused
 from tests.gguf_files import U64_MAX, File, Tensor
 
@@ -300,7 +301,7 @@ PATCHES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(1500)
 @given(patches=PATCHES, strict=st.booleans())
 @example(patches=[(4, 0x30000, 4)], strict=False)
 def test_any_mutation_is_read_or_refused(tmp_path, patches, strict):

@@ -111,9 +111,9 @@ SPOILS: dict[str, tuple[str, Callable[[list[Path]], object], str]] = {
     "two exchanged": ("bad-split", lambda files: moved(files, 1, 2), "file 3 of 3"),
     "the first twice": ("bad-split", lambda files: shutil.copy(files[0], files[1]), "file 1 of 3"),
     "one twice": ("bad-split", lambda files: (shutil.copy(files[1], files[2]), rewritten(files[2], no=(2, U16))),
-                  "is in 'm-00002-of-00003.gguf', too"),
+                  "is also in 'm-00002-of-00003.gguf'"),
     "a file of another split": ("bad-split", from_another, "file 2 of 4"),
-    "a file that is not of a split": ("bad-split", lambda files: build(files[1], SHAPE), "no part of a split"),
+    "a file that is not of a split": ("bad-split", lambda files: build(files[1], SHAPE), "not part of a split model"),
     "too few tensors": ("bad-split", lambda files: [
         rewritten(file, tensors_count=(28, I32)) for file in files], "28"),
     "another count of tensors in one": ("bad-split", lambda files: rewritten(files[1], tensors_count=(28, I32)),

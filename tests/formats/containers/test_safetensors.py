@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.formats.blocks.ggml_types import BY_NAME
@@ -20,6 +20,7 @@ from assay.formats.containers.safetensors import read_safetensors
 from assay.formats.containers.safetensors_writer import write_safetensors, write_shards
 from assay.formats.errors import FormatError, InputError
 from tests import safetensors_files as raw
+from tests.examples import examples
 from tests.safetensors_files import entry, whole
 
 GOOD = raw.packed({
@@ -141,7 +142,7 @@ def test_cut_at_every_byte(refuse) -> None:
         refuse(GOOD[:length])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(300)
 @given(st.data())
 def test_changed_bytes_never_escape(tmp_path: Path, data: st.DataObject) -> None:
     """A few bytes changed: either still a file, every tensor inside it, or a FormatError."""

@@ -253,7 +253,7 @@ def test_targets_that_are_not_to_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("mine")
     refused(tmp_path / "folder", "not empty")
-    refused(tmp_path / "folder", "no part of a model", force=True)
+    refused(tmp_path / "folder", "not part of a model", force=True)
     refused(tmp_path / "folder", "not a regular file", force=True, to="gguf")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
 

@@ -146,7 +146,7 @@ def test_biases_lost(tmp_path: Path) -> None:
     report = differences(tmp_path, {}, lost)
     assert [info.name for info in report.only_a] == list(lost)
     (one,) = report.diagnoses
-    assert one == ("biases-lost", "biases lost: B lacks 6 that A has, as blk.0.attn_q.bias")
+    assert one == ("biases-lost", "biases lost: B lacks 6 that A has, such as blk.0.attn_q.bias")
     assert not report.same(values_only=True)
 
 

@@ -63,15 +63,15 @@ HARMLESS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gguf, heads of each layer": ("gguf", gguf(attention__head_count=[2, 2, 2], feed_forward_length=[48] * 3), ""),
     "gguf, scales of 1": ("gguf", gguf(logit_scale=1.0, embedding_scale=1.0, residual_scale=1.0), ""),
     "gguf, no caps": ("gguf", gguf(final_logit_softcapping=0.0, expert_count=0, attention__causal=True), ""),
-    "gguf, a name that is a number": ("gguf", {"general.name": 7}, "not a text"),
-    "gguf, names": ("gguf", {"general.name": ["a", "b"]}, "not a text"),
+    "gguf, a name that is a number": ("gguf", {"general.name": 7}, "not text"),
+    "gguf, names": ("gguf", {"general.name": ["a", "b"]}, "not text"),
     "apr, linear by 1": ("apr", scaled(type="linear", factor=1.0), "rope scaling"),
     "apr, yarn by 1": ("apr", scaled(rope_type="yarn", factor=1), "rope scaling"),
     "apr, a window of the context": ("apr", {"use_sliding_window": True, "sliding_window": 600}, "sliding window"),
     "apr, no window": ("apr", {"use_sliding_window": False, "sliding_window": 16}, ""),
     "apr, kv heads of each layer": ("apr", {"num_kv_heads": [1, 1, 1], "num_heads": [2, 2, 2]}, ""),
     "apr, all of a head is rotated": ("apr", {"partial_rotary_factor": 1.0, "num_experts": 0}, ""),
-    "apr, a name that is a number": ("apr", {"name": 7}, "not a text"),
+    "apr, a name that is a number": ("apr", {"name": 7}, "not text"),
     "hf, linear by 1": ("hf", scaled(type="linear", factor=1.0), "rope scaling"),
     "hf, llama3 by 1": ("hf", scaled(rope_type="llama3", factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                      original_max_position_embeddings=8192), "rope scaling"),
@@ -94,7 +94,7 @@ HARMLESS: dict[str, tuple[str, dict[str, Any], str]] = {
     "hf, kv heads of each layer": ("hf", {"num_key_value_heads": [1, 1, 1]}, ""),
     "hf, swish": ("hf", {"hidden_act": "swish"}, ""),
     "hf, attention_bias": ("hf", {"attention_bias": True, "mlp_bias": False, "partial_rotary_factor": 1}, ""),
-    "hf, a name that is a list": ("hf", {"_name_or_path": ["x"]}, "not a text"),
+    "hf, a name that is a list": ("hf", {"_name_or_path": ["x"]}, "not text"),
 }  # fmt: skip
 
 

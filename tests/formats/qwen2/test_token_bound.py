@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import assay
@@ -16,6 +16,7 @@ from assay.formats.qwen2.token_bound import droppable, least_tokens, longest
 from assay.goldens import BUILTIN
 from assay.reference import tokenizer as reference
 from tests.assay.command_line import assay as typed
+from tests.examples import examples
 from tests.tokenizer_corpus import SAMPLES, texts, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
@@ -24,7 +25,7 @@ COMPOSING = ("e\u0301A\u030a\u0301K\u212a\u030c\u1100\u1161\u11a8"
 
 
 @given(st.one_of(texts(), st.text(st.sampled_from(COMPOSING))), st.booleans())
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_it_is_a_lower_bound(text: str, nfc: bool) -> None:
     for tokenizer in (reference.Tokenizer(VOCABULARY, nfc=nfc), accel.Tokenizer(VOCABULARY, nfc=nfc)):
         assert least_tokens(text, VOCABULARY) <= len(tokenizer.encode(text))
