@@ -15,6 +15,7 @@ from assay.judging.proof import report, results, score
 from assay.judging.proof.bench import Record
 from assay.judging.proof.gates import gates, named
 from assay.judging.proof.rivals import BY_LOGITS, GOLDEN, STD_RATIO, caught_by
+from assay.parity.limits import Measure
 from assay.parity.mutants import CATALOGUE, FAMILIES
 from tests.real.null_comparisons import summary, upper_limit
 
@@ -119,5 +120,5 @@ def test_checks_have_names_without_numbers() -> None:
     counted = SimpleNamespace(unexplained=(3, 9), p_value=1.0, observed=2, expected=0.1, noise=12.5, measures=())
     assert "tokens: flips unexplained" in named(counted)
     assert all(not any(c.isdigit() for c in check) for check in named(counted))
-    counted.measures = (SimpleNamespace(name="gain of leads", beyond=True), SimpleNamespace(name="row", beyond=False))
+    counted.measures = (Measure("gain of leads", 5.0, 4.0), Measure("row", 3.0, 4.0))
     assert "tokens: gain of leads" in named(counted) and "tokens: row" not in named(counted)
