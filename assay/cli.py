@@ -38,7 +38,7 @@ assay --help lists all commands, assay COMMAND --help the options of one.
 """
 
 COMMANDS = ("run", "chat", "tokenize", "inspect", "convert", "tensors", "validate", "hex", "diff", "pull", "bench",
-            "parity", "flips", "bisect", "axes", "trace", "perplexity", "quantize", "doctor")  # fmt: skip
+            "parity", "flips", "bisect", "axes", "trace", "perplexity", "quantize", "doctor", "prove")  # fmt: skip
 """Modules of ``assay/commands``, in the order of ``assay --help``."""
 
 

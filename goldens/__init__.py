@@ -7,3 +7,6 @@ BUILTIN = Path(__file__).with_name("builtin.gguf")
 
 BUILTIN_APR = BUILTIN.with_suffix(".apr")
 """The same model, tensor by tensor, in the other container."""
+
+PROVEN = BUILTIN.with_name("proven.json")
+"""What ``assay prove`` must catch at least."""

@@ -25,7 +25,7 @@ REFUSING = '{{ raise_exception("' + HOSTILE.replace("\n", " ") + '") }}'
 NAME = "\x1b]0;owned\x07\x1b[2J\x9b\u202e[red]x[/red][link=e]y[/link]\n\t"
 """A tensor's, of at most 63 bytes."""
 SHAPE = model_builder.Shape(n_padding=2)
-NEVER_RUN = {"pull", "bench", "doctor"}
+NEVER_RUN = {"pull", "bench", "doctor", "prove"}
 """What the catalogue says, what takes minutes, what reads no file of a user's: all print through the same functions."""
 
 

@@ -1,18 +1,25 @@
 """Does the judge ever call a right engine wrong? ``python -m tests.real.null_comparisons [MODEL] [--number 400]``.
 
+With ``--log FILE`` every comparison is appended there, and what is printed is about all of them: so runs under other
+numbers of threads (``taskset``), ``XLA_FLAGS``, versions of JAX, models and seeds add up to one limit.
+
 Comparisons of which every one should be green: the fast engine and the oracle in all arithmetics, on excerpts of code
 and prose of 1 to 64 tokens, raw and in ChatML, by stages and by tokens; read at once, one by one, in chunks of random
 length, in a batch; and the oracle with every sum added one by one, or in an order of its own. Under ``taskset -c 0``
-everything has one thread. Prints one JSON object: verdicts counted, and how near to the limit each kind came at worst.
+everything has one thread. Prints one JSON object: verdicts counted, the upper 95 % limit of the rate of false alarms,
+and how near to the judge's limit each kind came at worst.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +28,7 @@ import assay.reference.model
 from assay import engines
 from assay.engines import find, load
 from assay.formats import open_model
+from assay.formats.system.cpus import processors
 from assay.formats.system.progress import quiet
 from assay.judging.engines_under_test import UnderTest, baseline
 from assay.judging.judge import judge_flips, judge_free_run, judge_stages, written
@@ -104,13 +112,36 @@ def in_a_batch(under_test: UnderTest, ids: list[int], others: Sequence[list[int]
     return of_flips(found, under_test.declared(1)), found.noise if found else np.nan
 
 
+def upper_limit(alarms: int, comparisons: int, confidence: float = 0.95) -> float:
+    """The largest rate of false alarms that so few do not rule out (Clopper and Pearson, 1934); 3 / n if none."""
+    from scipy.special import betaincinv
+
+    return float(betaincinv(alarms + 1, comparisons - alarms, confidence)) if alarms < comparisons else 1.0
+
+
+def summary(comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All that was compared: verdicts counted, the limit, where it ran, and how near to the limit each kind came."""
+    verdicts = Counter(one["verdict"] for one in comparisons)
+    alarms = sum(not Verdict(one["verdict"]).green for one in comparisons)
+    worst: dict[str, list[float]] = defaultdict(list)
+    for one in comparisons:
+        worst[f"{one['what']}: {one['name']}"].append(np.nan if one["near"] is None else one["near"])
+    return {"comparisons": len(comparisons), "alarms": alarms, "upper_95": upper_limit(alarms, len(comparisons)),
+            "verdicts": verdicts, "where": Counter(one["where"] for one in comparisons),
+            "worst": {key: [round(float(np.nanmax(v)), 2), len(v)] for key, v in sorted(worst.items())
+                      if not np.isnan(v).all()}}  # fmt: skip
+
+
 def main() -> None:
     """Run them all."""
     parser = argparse.ArgumentParser(description="Comparisons that must all be green.")
     parser.add_argument("model", nargs="?", default="builtin")
     parser.add_argument("--number", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path)
     options = parser.parse_args()
+    flags = os.environ.get("XLA_FLAGS", "no XLA flags")
+    where = f"{options.model}, {processors()} processors, jax {version('jax')}, {flags}"
     file, rng = open_model(find(options.model)), np.random.default_rng(options.seed)
     shared = baseline(file)
     candidates = []
@@ -120,8 +151,7 @@ def main() -> None:
             model.weights = shared.truth.weights
         candidates.append((f"{engine} {arith}", UnderTest(shared, model)))
     serial, other = (("reference f32, sums one by one", one_by_one), ("reference f32, other order", shuffled))
-    verdicts: Counter[str] = Counter()
-    worst: dict[str, list[float]] = defaultdict(list)
+    comparisons = []
     for i in range(options.number):
         name, under_test = candidates[i % len(candidates)]
         how = i // len(candidates) % 7
@@ -135,7 +165,7 @@ def main() -> None:
         elif how == 5:
             what, (verdict, near) = (
                 "batch",
-                in_a_batch(under_test, ids[:24], [sample(under_test, rng)[:9] for _ in range(2)]),
+                in_a_batch(under_test, ids[:24], [sample(under_test, rng)[:9] for _ in range(rng.integers(1, 5))]),
             )
         else:
             name, product = (serial, other)[i % 2]
@@ -144,13 +174,17 @@ def main() -> None:
             shared.noise_floor(ids, declared, RUNS)  # of the usual product
             with computing(product):
                 what, (verdict, near) = "stages", by_stages(candidates[2][1], ids, "prefill")
-        verdicts[verdict] += 1
-        worst[f"{what}: {name}"].append(near)
+        one = {"what": what, "name": name, "verdict": verdict, "near": float(near) if np.isfinite(near) else None,
+               "where": where}  # fmt: skip
+        comparisons.append(one)
+        if options.log:
+            with options.log.open("a") as log:
+                log.write(json.dumps(one) + "\n")
         if not verdict.green:
             print(json.dumps({"alarm": i, "what": what, "name": name, "ids": ids, "near": near}), flush=True)
-    print(json.dumps({"comparisons": sum(verdicts.values()), "verdicts": verdicts,
-                      "worst": {key: [round(float(np.nanmax(v)), 2), len(v)] for key, v in sorted(worst.items())
-                                if not np.isnan(v).all()}}, indent=1))  # fmt: skip
+    if options.log:
+        comparisons = [json.loads(line) for line in options.log.read_text().splitlines()]
+    print(json.dumps(summary(comparisons), indent=1))
 
 
 if __name__ == "__main__":
