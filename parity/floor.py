@@ -63,7 +63,9 @@ def in_floors(found: Distance, floor: Floor) -> dict[str, float]:
         value = getattr(found, measure)
         said[measure] = 0.0 if value == 0 else value / limit if limit else np.inf
     if floor.spread and found.projections:
-        said |= {name: TOLERANCE_FACTOR * one for name, one in ratios(found.projections, floor.spread).items()}
+        of_one = len(found.projections.position_gain) == 1  # nothing is averaged in its channels
+        said |= {name: TOLERANCE_FACTOR * one for name, one in ratios(found.projections, floor.spread).items()
+                 if not (of_one and "channel" in name)}  # fmt: skip
     return said
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from assay.parity.coherence import LAST_BITS, allowed, tested
+from assay.parity.coherence import LAST_BITS
 from assay.parity.floor import TOLERANCE_FACTOR, Floor
 
 
@@ -38,13 +38,11 @@ def visible(floor: Floor, truth: np.ndarray) -> Visible:
     element = TOLERANCE_FACTOR * floor.peak
     rows = np.full(len(channels), element)  # the largest value of a channel is at least its root mean square
     gain = TOLERANCE_FACTOR * floor.relative_l2
-    if spread := floor.spread:
-        sizes = {"channel_gain": channels, "position_gain": np.ones(1)}
-        gains = [spread.total[p] / np.sqrt(np.square(sizes[p] / (spread.sigma[p] + LAST_BITS)).mean())
-                 for p in tested(len(t)) if p in sizes]  # fmt: skip
-        gain = float(min(gain, *gains, allowed(spread, "gain")[0]))
-        if "channel_gain" in tested(len(t)):
-            rows = np.minimum(rows, allowed(spread, "channel_gain"))
+    if (spread := floor.spread) and len(t) > 1:  # of one position nothing is averaged in a channel
+        rows = np.minimum(rows, spread.allowed["channel_gain"])
+        by_channel, by_position = (spread.total[f"{of}_gain"] / np.sqrt(np.square(size / (spread.sigma[
+            f"{of}_gain"] + LAST_BITS)).mean()) for of, size in (("channel", channels), ("position", 1.0)))  # fmt: skip
+        gain = min(gain, by_channel, by_position, float(spread.allowed["gain"][0]))
     rows = rows / np.where(channels > 0, channels, np.nan)
     if np.isnan(rows).all():
         return Visible(gain, float("inf"), 0, element)
