@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from assay.parity.limits import ERROR_RATE, INEXACT, freedom_of, moderated
 from assay.parity.precision import Key
@@ -56,6 +57,8 @@ class Projections(NamedTuple):
     """[n_positions]"""
     independent: Mapping[str, np.ndarray]
     """By pattern: the variance that each projection would have if all these errors were independent."""
+    fourth: Mapping[str, np.ndarray]
+    """By pattern: the sum of the fourth powers of what is added up in each: how few of them make up that variance."""
 
 
 def projections(found: np.ndarray, truth: np.ndarray) -> Projections:
@@ -68,17 +71,19 @@ def projections(found: np.ndarray, truth: np.ndarray) -> Projections:
     scale[scale == 0] = 1
     e, t = (found - truth) / scale, truth / scale
     along, squares, power = e * t, np.square(e), np.square(t)
-    values, variances = {}, {}
+    values, variances, fourth = {}, {}, {}
     for pattern, axis in zip(PATTERNS, (None, 0, 0, 1, 1), strict=True):
         number = e.size if axis is None else e.shape[axis]
         if pattern.endswith("mean"):
             values[pattern], variances[pattern] = e.mean(axis), squares.sum(axis) / number**2
+            fourth[pattern] = np.square(squares).sum(axis) / number**4
         else:
             norm = np.atleast_1d(np.sqrt(number * power.sum(axis)))
             norm[norm == 0] = 1
             values[pattern] = np.atleast_1d(along.sum(axis)) / norm
             variances[pattern] = np.atleast_1d(np.square(along).sum(axis)) / norm**2
-    return Projections(float(np.sqrt(squares.mean())), **values, independent=variances)
+            fourth[pattern] = np.atleast_1d(np.power(along, 4).sum(axis)) / norm**4
+    return Projections(float(np.sqrt(squares.mean())), **values, independent=variances, fourth=fourth)
 
 
 class Spread(NamedTuple):
@@ -88,8 +93,8 @@ class Spread(NamedTuple):
     """Root mean square of the error."""
     sigma: Mapping[str, np.ndarray]
     """By pattern: standard deviation of each projection."""
-    peak: Mapping[str, float]
-    """By pattern: standard deviations that one projection may be off."""
+    allowed: Mapping[str, np.ndarray]
+    """By pattern: how large each projection may be."""
     total: Mapping[str, float]
     """By pattern, and ``size``: standard deviations that all of them may be off, as a root mean square."""
 
@@ -100,16 +105,11 @@ def ratios(found: Projections, spread: Spread) -> dict[str, float]:
     said = {"size": found.size / (spread.total["size"] * spread.size + LAST_BITS)}
     for pattern in PATTERNS:
         one, sigma = np.abs(getattr(found, pattern)), spread.sigma[pattern]
-        said[pattern] = float((one / allowed(spread, pattern)).max())
+        said[pattern] = float((one / spread.allowed[pattern]).max())
         if pattern != "gain":
             z = np.square(one / (sigma + LAST_BITS)).mean()
             said[f"all {pattern}"] = float(np.sqrt(z)) / spread.total[pattern]
     return said
-
-
-def allowed(spread: Spread, pattern: str) -> np.ndarray:
-    """How large each projection on a pattern may be."""
-    return spread.peak[pattern] * spread.sigma[pattern] + LAST_BITS
 
 
 def spreads(runs: Sequence[Mapping[Key, Projections]]) -> dict[Key, Spread]:
@@ -128,14 +128,18 @@ def spreads(runs: Sequence[Mapping[Key, Projections]]) -> dict[Key, Spread]:
     excess = {key: {p: v / np.maximum(alone[key][p], 1e-300) for p, v in variances[key].items()} for key in keys}
     gains, gain_freedom = moderated(np.array([excess[key]["gain"][0] for key in keys]), n_runs)
     sigma: dict[Key, dict[str, np.ndarray]] = {}
-    peak: dict[Key, dict[str, float]] = {}
+    allowed: dict[Key, dict[str, np.ndarray]] = {}
     for key, gain in zip(keys, gains, strict=True):
         estimated = {"gain": (np.array([gain]), gain_freedom)} | {
             p: moderated(excess[key][p], n_runs) for p in PATTERNS[1:]}  # fmt: skip
-        sigma[key] = {p: s * np.sqrt(alone[key][p]) for p, (s, _) in estimated.items()}
-        peak[key] = {p: INEXACT * student_limit(freedom, p_value) for p, (_, freedom) in estimated.items()}
+        # Few are unlike their neighbours, which then lend them too little: the own estimate counts where it is larger.
+        sigma[key] = {p: np.sqrt(np.maximum(np.square(s) * alone[key][p], variances[key][p]))
+                      for p, (s, _) in estimated.items()}  # fmt: skip
+        freedoms = {p: np.minimum(freedom, freedom_alone(runs, key, p)) for p, (_, freedom) in estimated.items()}
+        allowed[key] = {p: INEXACT * student_limit(freedom, p_value) * sigma[key][p] + LAST_BITS
+                        for p, freedom in freedoms.items()}  # fmt: skip
     total = totals(runs, sizes, sigma, p_value)
-    return {key: Spread(sizes[key], sigma[key], peak[key], total[key[0]]) for key in keys}
+    return {key: Spread(sizes[key], sigma[key], allowed[key], total[key[0]]) for key in keys}
 
 
 def totals(runs: Sequence[Mapping[Key, Projections]], sizes: Mapping[Key, float],
@@ -168,11 +172,20 @@ def freedom_of_squares(squares: np.ndarray) -> float:
     return float(np.clip(freedom_of(float(scatter)), 1, 1000))
 
 
-def student_limit(freedom: float, p_value: float) -> float:
+def freedom_alone(runs: Sequence[Mapping[Key, Projections]], key: Key, pattern: str) -> np.ndarray:
+    """Degrees of freedom of each projection's variance as that of independent errors: (Σ a²)² / Σ a⁴ of what is added,
+    twice, since for uniform a that is 0.56 of their number and for normal ones a third. Of few positions, or of one
+    that is nearly all of a channel, there are few."""
+    squares = np.sum([run[key].independent[pattern] for run in runs], axis=0)
+    fourth = np.sum([run[key].fourth[pattern] for run in runs], axis=0)
+    return np.maximum(2 * np.square(squares) / np.maximum(fourth, 1e-300), 1)
+
+
+def student_limit(freedom: ArrayLike, p_value: float) -> np.ndarray:
     """What |T| exceeds with probability ``p_value``."""
     from scipy.special import stdtrit
 
-    return float(-stdtrit(freedom, p_value / 2))
+    return -stdtrit(freedom, p_value / 2)
 
 
 def f_limit(freedom: float, of_noise: float, p_value: float) -> float:

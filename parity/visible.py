@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from assay.parity.coherence import LAST_BITS, allowed
+from assay.parity.coherence import LAST_BITS
 from assay.parity.floor import TOLERANCE_FACTOR, Floor
 
 
@@ -39,10 +39,10 @@ def visible(floor: Floor, truth: np.ndarray) -> Visible:
     rows = np.full(len(channels), element)  # the largest value of a channel is at least its root mean square
     gain = TOLERANCE_FACTOR * floor.relative_l2
     if spread := floor.spread:
-        rows = np.minimum(rows, allowed(spread, "channel_gain"))
+        rows = np.minimum(rows, spread.allowed["channel_gain"])
         by_channel, by_position = (spread.total[f"{of}_gain"] / np.sqrt(np.square(size / (spread.sigma[
             f"{of}_gain"] + LAST_BITS)).mean()) for of, size in (("channel", channels), ("position", 1.0)))  # fmt: skip
-        gain = min(gain, by_channel, by_position, float(allowed(spread, "gain")[0]))
+        gain = min(gain, by_channel, by_position, float(spread.allowed["gain"][0]))
     rows = rows / np.where(channels > 0, channels, np.nan)
     if np.isnan(rows).all():
         return Visible(gain, float("inf"), 0, element)

@@ -72,7 +72,7 @@ def test_a_fault_below_the_magnitudes_is_named(
     assert found.wrong == (site,) and magnitudes < TOLERANCE_FACTOR < found.ratio, found.tests[site]
 
 
-@pytest.mark.parametrize(("site", "size"), {("q_proj", 1): 0.05, ("ffn_out", 1): 0.16, ("logits", None): 0.05}.items(),
+@pytest.mark.parametrize(("site", "size"), {("q_proj", 1): 0.05, ("ffn_out", 1): 0.15, ("logits", None): 0.05}.items(),
                          )  # fmt: skip
 def test_a_row_below_the_magnitudes_is_named(site: Key, size: float, eight_bits: Case) -> None:
     found = eight_bits.bisected(site, at((slice(None), 5), lambda x: x * (1 + size)))
