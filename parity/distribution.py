@@ -191,6 +191,7 @@ def signed_of(moved: Moved, floor: Floor) -> Signed:
     ratio, freedom = moderated(over(floor.row_variance, floor.row_square), int(runs) - 1)
     off, row_deviation = moved.row - floor.row - all_gain * floor.row_true, ratio * np.sqrt(
         floor.row_square * (1 + 1 / runs))  # fmt: skip
+    freedom = int(min(freedom, max(runs - 1, n * runs / 2)))  # a row's own scale is the mean of so many squares
     bulk = float(np.median(over(np.abs(off), row_deviation))) / 0.6745  # of a normal distribution: the median of |z|
     independent = float(np.median(ratio))
     common = float(np.clip(bulk, 1.0, max(1.0, n**0.5 / independent))) if independent else 1.0

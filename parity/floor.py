@@ -81,7 +81,7 @@ def packed(floor: NoiseFloor) -> np.ndarray:
         spread = one.spread
         rows.append([*one[:3], float(spread is not None)])
         if spread:
-            rows += [[spread.size], *(spread.sigma[p] for p in PATTERNS), [spread.peak[p] for p in PATTERNS],
+            rows += [[spread.size], *(one[p] for one in (spread.sigma, spread.allowed) for p in PATTERNS),
                      [spread.total[p] for p in ("size", *PATTERNS[1:])]]  # fmt: skip
     return np.concatenate(rows)
 
@@ -104,10 +104,10 @@ def unpacked(array: np.ndarray, truth: Mapping[Key, np.ndarray]) -> NoiseFloor:
         if coarse:
             n, channels = len(t), t.size // len(t)
             (size,) = take(1).tolist()
-            sigma = {p: take(k) for p, k in zip(PATTERNS, (1, channels, channels, n, n), strict=True)}
-            peak: dict[str, float] = dict(zip(PATTERNS, take(len(PATTERNS)).tolist(), strict=True))
+            lengths = dict(zip(PATTERNS, (1, channels, channels, n, n), strict=True))
+            sigma, allowed = ({p: take(k) for p, k in lengths.items()} for _ in range(2))
             total: dict[str, float] = dict(zip(("size", *PATTERNS[1:]), take(len(PATTERNS)).tolist(), strict=True))
-            spread = Spread(size, sigma, peak, total)
+            spread = Spread(size, sigma, allowed, total)
         floor[key] = Floor(*limits, spread=spread)
     if at != len(array):
         raise ValueError("too long")

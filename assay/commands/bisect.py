@@ -40,7 +40,9 @@ from assay.parity import stages
 from assay.parity.bisect import Finding
 from assay.parity.junit import stage_cases
 from assay.parity.minify import alone, repro_of, worst
+from assay.parity.precision import Key
 from assay.parity.verdict import Verdict
+from assay.parity.ways import Generating, Window
 
 
 def command(
@@ -140,14 +142,45 @@ def write_repro(script: Path, judged: UnderTest, found: StageReport, *, force: b
     site = found.finding.site
     if site is None:
         return False
-    truth = stages.capture(judged.truth, found.ids)
-    fault = worst(site, alone(judged.candidate, found.ids, truth, site), truth[site], found.floor[site])
+    window = found.site_window
+    assert window is not None, "a site is in a window"
+    ids = list(window.text[: window.stop])
+    truth = near(judged.truth, ids, site[1])
+    shown = truth[site][window.start :] if site[0] != "logits" or window.path != "prefill" else truth[site][-1:]
+    fault = worst(site, shown_by(judged, window, site), shown, found.floor[site])
     if fault is None:
         return False
     fingerprint = judged.candidate.fingerprint()
     origin = f"{fingerprint['engine']} ({fingerprint.get('arith', '?')}) on {judged.file.path.name}"
-    repro = repro_of(judged.file, found.ids, truth, fault, origin)
+    fault = fault._replace(position=fault.position + len(ids) - len(shown))
+    repro = repro_of(judged.file, ids, truth, fault, origin)
     with replacing(script.with_suffix(".npz"), force=force) as arrays, replacing(script, force=force) as text:
         np.savez(arrays, **repro.arrays)  # pyright: ignore[reportArgumentType]
         text.write(repro.script.encode())
     return True
+
+
+def shown_by(judged: UnderTest, window: Window, site: Key) -> np.ndarray:
+    """What the candidate computes at ``site`` in a window, fed with the truth, f64 [n_positions, size]."""
+    if window.path == "embed":
+        return np.asarray(judged.candidate.embed(window.ids), np.float64)
+    if window.path == "forward":
+        return alone(judged.candidate, window.ids, judged.baseline.activations(window.ids), site)
+    return alone(Generating(judged.candidate, window), window.ids, judged.baseline.in_window(window), site)
+
+
+def near(truth: Any, ids: list[int], layer: int | None) -> stages.Activations:
+    """The true activations of one layer, of what enters it, and of the whole model, at every position of ``ids``.
+
+    Of a long text those of all layers are too many to keep.
+    """
+    wanted = {None, layer, (truth.file.config.n_layers if layer is None else layer) - 1}
+    kept: stages.Activations = {}
+
+    def tap(stage: str, layer: int | None, activation: Any) -> Any:
+        if layer in wanted:
+            kept[stage, layer] = np.array(activation)
+        return activation
+
+    truth.forward(ids, tap)
+    return kept

@@ -94,8 +94,9 @@ def test_logits_that_are_no_numbers_have_a_site_too(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("arguments", [
-    ("parity", "--path", "sideways"), ("bisect", "x", "--ids", "1"), ("flips",), ("flips", "x", "--runs", "1"),
-    ("parity", "--ids", "1,2", "--chat"), ("parity", TEXT * 80), ("parity", "--ids", "99999999"), ("parity", ""),
+    ("parity", "--path", "sideways"), ("parity", "--tier", "half"),
+    ("bisect", "x", "--ids", "1"), ("flips",), ("flips", "x", "--runs", "1"),
+    ("parity", "--ids", "1,2", "--chat"), ("parity", TEXT * 400), ("parity", "--ids", "99999999"), ("parity", ""),
     ("parity", "--ids", "a"),
 ])  # fmt: skip
 @pytest.mark.parametrize("as_json", [(), ("--json",)])

@@ -71,6 +71,7 @@ ON_A_MODEL = [
     ("tokenize", HOSTILE, "-e", "reference", "-m"), ("chat", "-n", "2", "-e", "reference", "--json", "-m"),
     ("parity", HOSTILE, "-e", "reference", "--runs", "2", "-m"), ("flips", HOSTILE, "-e", "reference", "-m"),
     ("bisect", "abc", "-e", "reference", "--runs", "2", "-m"), ("trace", "abc", "-e", "reference", "-o", "{new}", "-m"),
+    ("perplexity", "-f", "{text}", "-c", "8", "-e", "reference", "-m"),
     ("parity", "a", "--chat", "-e", "reference", "-m"), ("axes", "abc", "--engines", "reference f32", "-m"),
     ("flips", "a", "--arith", HOSTILE, "-m"), ("run", "a", "--engine", HOSTILE, "-m"), (HOSTILE, "a", "-m"),
 ]  # fmt: skip
@@ -93,8 +94,10 @@ def test_commands_that_look_into_any_file(command: tuple[str, ...], as_json: tup
 def test_commands_that_run_a_model(
     command: tuple[str, ...], as_json: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
-    command = tuple(str(tmp_path / "new") if part == "{new}" else part for part in command)
-    whole = {"parity", "flips", "bisect", "axes", "trace"} & {command[0]}
+    (tmp_path / "text").write_text(HOSTILE * 8)
+    places = {"{new}": str(tmp_path / "new"), "{text}": str(tmp_path / "text")}
+    command = tuple(places.get(part, part) for part in command)
+    whole = {"parity", "flips", "bisect", "axes", "trace", "perplexity"} & {command[0]}
     for name in ("runs.gguf", *(() if whole else ("broken.gguf", "hf")), "refuses.gguf", "chat"):
         said = assay(*command, str(folder / name), *as_json, *(("--force",) if command[0] == "trace" else ()),
                      stdin=HOSTILE.encode())  # fmt: skip

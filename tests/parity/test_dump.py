@@ -236,12 +236,12 @@ def test_only_a_dump_is_replaced_and_only_if_asked(judged: UnderTest, tmp_path: 
     assert not list((tmp_path / "d").rglob("*.npy"))
     assert dumped(tmp_path / "d", judged.truth, force=True)["logits", None].dtype == np.float64
     (tmp_path / "d" / "layer-0" / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match="no part of a dump"):
+    with pytest.raises(InputError, match="not part of a dump"):
         dumped(tmp_path / "d", judged.truth, force=True)
     assert (tmp_path / "d" / "layer-0" / "thesis.tex").read_text() == "mine"
     (tmp_path / "d" / "layer-0" / "thesis.tex").unlink()
     (tmp_path / "d" / "layer-1" / "embedding.npy").mkdir()
-    with pytest.raises(InputError, match="no part of a dump"):
+    with pytest.raises(InputError, match="not part of a dump"):
         dumped(tmp_path / "d", judged.truth, force=True)
 
 

@@ -18,6 +18,7 @@ from assay.judging.declared import PACKED, declaration_of
 from assay.judging.engines_under_test import UnderTest, engines_under_test
 from assay.judging.judge import StageReport, judge_stages
 from assay.parity import stages
+from assay.parity.floor import TOLERANCE_FACTOR
 from assay.parity.precision import RoundedInputs, floats, in_blocks, precision
 from assay.parity.verdict import Verdict
 from tests.model_builder import Shape, build
@@ -85,7 +86,7 @@ def test_each_matrix_has_the_rounding_of_its_own_type(tmp_path: Path) -> None:
 def test_eight_bits_before_v_alone_are_forgiven(tmp_path: Path) -> None:
     """F16 q beside Q8_0 v got no 8-bit noise at all, and a right engine was a BUG."""
     found = judged(model(tmp_path, {"attn_q": ["F16"], "attn_v": ["Q8_0"]}))
-    assert found.verdict == Verdict.DRIFT and max(found.finding.ratios.values()) < 2
+    assert found.verdict == Verdict.DRIFT and max(found.finding.ratios.values()) < 0.9 * TOLERANCE_FACTOR
     floor = {stage: found.floor[stage, 0].relative_l2 for stage in ("q_proj", "k_proj", "v_proj")}
     assert floor["k_proj"] < 1e-6 < 1e-5 < floor["q_proj"] < 1e-3 < floor["v_proj"]
 

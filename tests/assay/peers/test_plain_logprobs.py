@@ -79,7 +79,7 @@ HONEST: dict[str, Way] = {
     "five": lambda r: best(plain(r), 5),
     "one": lambda r: best(plain(r), 1),
     "everything": lambda r: best(plain(r), len(r)),
-    "four decimals": lambda r: best(np.round(plain(r), 4)),
+    "three decimals": lambda r: best(np.round(plain(r), 3)),
 }
 
 
