@@ -10,11 +10,11 @@ an error rate, and count as ``TOLERANCE_FACTOR`` floors, so that one unit serves
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
-from assay.parity.coherence import COARSE, PATTERNS, Spread, ratios, spreads
+from assay.parity.coherence import COARSE, PATTERNS, Projections, Spread, ratios, spreads
 from assay.parity.distance import Distance
 from assay.parity.precision import Key
 
@@ -50,8 +50,14 @@ def floor_of(runs: Sequence[Mapping[Key, Distance]]) -> NoiseFloor:
     """The floor of every stage that each of ``runs`` shows."""
     largest = {key: [max(getattr(run[key], m) for run in runs) for m in MAGNITUDES] for key in runs[0]}
     coarse = [key for key, limits in largest.items() if np.isfinite(limits).all() and limits[0] > COARSE]
-    spread = spreads([{key: some for key in coarse if (some := run[key].projections)} for run in runs])
+    spread = spreads([{key: some for key in coarse if averages(some := run[key].projections)} for run in runs])
     return {key: Floor(*limits, spread=spread.get(key)) for key, limits in largest.items()}
+
+
+def averages(found: Projections | None) -> TypeGuard[Projections]:
+    """Whether there is something to average: of one position, such as the last of a prompt, a few runs do not say how
+    the size of its error scatters, or any channel's."""
+    return found is not None and len(found.position_gain) > 1
 
 
 def in_floors(found: Distance, floor: Floor) -> dict[str, float]:
@@ -63,9 +69,7 @@ def in_floors(found: Distance, floor: Floor) -> dict[str, float]:
         value = getattr(found, measure)
         said[measure] = 0.0 if value == 0 else value / limit if limit else np.inf
     if floor.spread and found.projections:
-        of_one = len(found.projections.position_gain) == 1  # nothing is averaged in its channels
-        said |= {name: TOLERANCE_FACTOR * one for name, one in ratios(found.projections, floor.spread).items()
-                 if not (of_one and "channel" in name)}  # fmt: skip
+        said |= {name: TOLERANCE_FACTOR * one for name, one in ratios(found.projections, floor.spread).items()}
     return said
 
 

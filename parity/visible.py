@@ -38,7 +38,7 @@ def visible(floor: Floor, truth: np.ndarray) -> Visible:
     element = TOLERANCE_FACTOR * floor.peak
     rows = np.full(len(channels), element)  # the largest value of a channel is at least its root mean square
     gain = TOLERANCE_FACTOR * floor.relative_l2
-    if (spread := floor.spread) and len(t) > 1:  # of one position nothing is averaged in a channel
+    if spread := floor.spread:
         rows = np.minimum(rows, spread.allowed["channel_gain"])
         by_channel, by_position = (spread.total[f"{of}_gain"] / np.sqrt(np.square(size / (spread.sigma[
             f"{of}_gain"] + LAST_BITS)).mean()) for of, size in (("channel", channels), ("position", 1.0)))  # fmt: skip
