@@ -10,6 +10,8 @@ It is handed engines (``contract.engine.Engine``) and knows none of them, so any
     bounds.py       what f32 can be wrong by, derived: an oracle beyond it is accused
     visible.py      the smallest fault that a floor would have shown
     stages.py       every stage of every layer fed with the truth: the error that is its own, beside the floor
+    rows.py         where the rows belong that a tap is shown: a prompt comes in pieces, an answer token by token
+    ways.py         windows of a text where an engine generates, around the boundaries that it declares
     prediction.py   which tokens can flip, and how probable that is
     flips.py        which did, and whether that was predicted
     free_run.py     the candidate's own generation beside the truth's, going on after each difference

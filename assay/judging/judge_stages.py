@@ -186,7 +186,8 @@ def every_row(under_test: UnderTest) -> Judged | None:
     None also where the candidate does not show it alone. Decoding a block may round three times (scale times integer,
     minimum, their difference), to the last bit of f32 each, which is the floor: ``TOLERANCE_FACTOR`` of it are allowed.
     """
-    embed, key = getattr(under_test.candidate, "embed", None), ("embedding", None)
+    key: Key = ("embedding", None)
+    embed = getattr(under_test.candidate, "embed", None)
     if embed is None:
         return None
     floor, worst = Floor(LAST_BIT, LAST_BIT, LAST_BIT), 0.0
@@ -203,7 +204,7 @@ def every_row(under_test: UnderTest) -> Judged | None:
     if off is None:
         return None
     token, found, truth = off
-    one = {key: distance(found, truth)}
+    one: stages.Distances = {key: distance(found, truth)}
     finding = Finding(one, one, {key: in_floors(one[key], floor)}, (key,), None)
     return Judged(Window((token,), 0, 1, "embed"), finding, {key: floor}, 0.0, False, None, True,
                   {key: visible(floor, truth)})  # fmt: skip
