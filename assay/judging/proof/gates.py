@@ -18,6 +18,7 @@ from assay.formats import NumericError, SampleError
 from assay.formats.system.progress import quiet
 from assay.judging import judge, test_matrix
 from assay.judging.engines_under_test import UnderTest
+from assay.judging.independent import check
 from assay.judging.judge import StageReport, judge_flips, judge_stages
 from assay.parity.flips import account
 from assay.parity.floor import TOLERANCE_FACTOR
@@ -28,6 +29,9 @@ from assay.parity.verdict import Verdict, faults_of, of_flips
 RUNS = 4
 FAILED = (Verdict.BUG, OTHER_SAMPLE)
 """A gate's own verdict that something is wrong with the candidate."""
+SECOND = "second reading"
+"""What finds the reading wrong that all engines share: REFERENCE-SUSPECT by it is a failure, by anything else an alarm
+about the oracle, which no mutant is in."""
 PER_TEXT = 128
 """Tokens of the long text that ``flips`` reads."""
 ALONE = ("stages", "stages, decoding", "prefill", "decode")
@@ -46,7 +50,7 @@ class Answer:
 
     @property
     def failed(self) -> bool:
-        return self.verdict in FAILED
+        return self.verdict in FAILED or SECOND in self.checks
 
 
 NUMBERS = re.compile(r"-?\d[\d.e+-]*|\binf\b|\bnan\b")
@@ -60,7 +64,7 @@ def gates(sample: Sample, arith: str) -> dict[str, Gate]:
 
     The oracle reads everything as a prompt is read, so of its arithmetics that path is judged alone, and writing.
     """
-    found: dict[str, Gate] = {"sample": same_sample}
+    found: dict[str, Gate] = {"sample": same_sample, SECOND: second_reading}
     for path in ("prefill", "decode") if arith != "ggml" else ("prefill",):
         found[f"parity, {path}"] = lambda u, path=path: parity(u, sample, path)
     for path in ("prefill", "decode") if arith != "ggml" else ("prefill",):
@@ -80,6 +84,12 @@ def same_sample(under_test: UnderTest) -> Answer:
     except SampleError:
         return Answer(OTHER_SAMPLE, ["the same sample"])
     return Answer(Verdict.BIT_EQUAL, [])
+
+
+def second_reading(under_test: UnderTest) -> Answer:
+    """What the file says, by our reader and by another: every ``parity`` and ``flips`` asks so."""
+    found = check(under_test.file)
+    return Answer(Verdict.REFERENCE_SUSPECT, [SECOND]) if found.differences else Answer(Verdict.BIT_EQUAL, [])
 
 
 def parity(under_test: UnderTest, sample: Sample, path: str) -> Answer:
