@@ -17,6 +17,7 @@ import numpy as np
 from assay.formats import NumericError, SampleError
 from assay.formats.system.progress import quiet
 from assay.judging import judge, test_matrix
+from assay.judging.audit import audit_tokenizer
 from assay.judging.engines_under_test import UnderTest
 from assay.judging.independent import check
 from assay.judging.judge import StageReport, judge_flips, judge_stages
@@ -64,7 +65,7 @@ def gates(sample: Sample, arith: str) -> dict[str, Gate]:
 
     The oracle reads everything as a prompt is read, so of its arithmetics that path is judged alone, and writing.
     """
-    found: dict[str, Gate] = {"sample": same_sample, SECOND: second_reading}
+    found: dict[str, Gate] = {"sample": same_sample, "audit": audited, SECOND: second_reading}
     for path in ("prefill", "decode") if arith != "ggml" else ("prefill",):
         found[f"parity, {path}"] = lambda u, path=path: parity(u, sample, path)
     for path in ("prefill", "decode") if arith != "ggml" else ("prefill",):
@@ -84,6 +85,12 @@ def same_sample(under_test: UnderTest) -> Answer:
     except SampleError:
         return Answer(OTHER_SAMPLE, ["the same sample"])
     return Answer(Verdict.BIT_EQUAL, [])
+
+
+def audited(under_test: UnderTest) -> Answer:
+    """``assay tokenize --audit``: the candidate's tokenizer and renderer on the built-in corpus."""
+    wrong = [kind.name for kind in audit_tokenizer(under_test.candidate, under_test.truth.file) if kind.differing]
+    return Answer(OTHER_SAMPLE, ["the audit"]) if wrong else Answer(Verdict.BIT_EQUAL, [])
 
 
 def second_reading(under_test: UnderTest) -> Answer:

@@ -21,7 +21,8 @@ from assay.parity.mutants import CATALOGUE, smaller
 from assay.parity.mutants.record import Mutant
 from assay.parity.precision import Key
 
-MERGE_GATES = ("sample", "second reading", "parity, prefill", "parity, decode", "flips, prefill", "flips, decode")
+MERGE_GATES = ("sample", "audit", "second reading", "parity, prefill", "parity, decode", "flips, prefill",
+               "flips, decode", "generate, raw", "generate, chat")  # fmt: skip
 MERGE_EVERY = 3
 """Of each family every so manieth mutant is in the merge tier, its first included."""
 FILE, FACTS = "results.jsonl", "run.json"
