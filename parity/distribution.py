@@ -57,6 +57,8 @@ class Floor(NamedTuple):
     """Σt of each row: what a gain would add to its sum."""
     scatter: np.ndarray
     """[2] Variance over runs of log error and of log KL, mean over positions."""
+    gain_sum: np.ndarray
+    """[1] Variance over runs of the sum of all positions' gains."""
     runs: np.ndarray
     """[1] How many."""
 
@@ -67,12 +69,12 @@ class Floor(NamedTuple):
     @staticmethod
     def of_flat(flat: np.ndarray, n: int, n_vocab: int) -> Floor:
         """What ``flat`` was made from, ``n`` positions; it has ``Floor.size`` elements."""
-        return Floor(*np.split(flat, np.cumsum([n] * 5 + [n_vocab] * 4 + [2])))
+        return Floor(*np.split(flat, np.cumsum([n] * 5 + [n_vocab] * 4 + [2, 1])))
 
     @staticmethod
     def size(n: int, n_vocab: int) -> int:
         """Elements of ``flat``."""
-        return 5 * n + 4 * n_vocab + 3
+        return 5 * n + 4 * n_vocab + 4
 
 
 @checked
@@ -133,19 +135,20 @@ def floor_of(exact: np.ndarray, runs: Sequence[tuple[Moved, np.ndarray]]) -> Flo
     square = np.mean([square for _, square in runs], axis=0)
     true = exact.sum(0) - exact.mean(1).sum()
     return Floor(logs[0].mean(0), logs[1].mean(0), terms_of_kl(exact), gain.mean(0), gain.var(0, ddof=1), row.mean(0),
-                 row.var(0, ddof=1), square, true, scatter, np.array([float(len(runs))]))  # fmt: skip
+                 row.var(0, ddof=1), square, true, scatter, np.atleast_1d(gain.sum(1).var(ddof=1)),
+                 np.array([float(len(runs))]))  # fmt: skip
 
 
 def joined(parts: Sequence[tuple[Moved, Floor]]) -> tuple[Moved, Floor]:
     """Several stretches of text as one: positions side by side, rows added up (their noise is independent)."""
     moved, floors = zip(*parts, strict=True)
-    added = ("row", "row_variance", "row_square", "row_true")
+    added = ("row", "row_variance", "row_square", "row_true", "gain_sum")
 
     def both(name: str, of: Sequence[Moved | Floor]) -> np.ndarray:
         arrays = [getattr(one, name) for one in of]
         return np.sum(arrays, axis=0) if name in added else np.concatenate(arrays)
 
-    floor = {name: both(name, floors) for name in Floor._fields[:-2]}
+    floor = {name: both(name, floors) for name in Floor._fields if name not in ("scatter", "runs")}
     floor |= {"scatter": np.mean([one.scatter for one in floors], axis=0),
               "runs": np.min([one.runs for one in floors], axis=0)}  # fmt: skip
     return Moved(**{name: both(name, moved) for name in Moved._fields}), Floor(**floor)
@@ -188,6 +191,7 @@ def signed_of(moved: Moved, floor: Floor) -> Signed:
     gain, deviation = moved.gain - floor.gain, ratio * np.sqrt(level * (1 + 1 / runs))
     weights = 1 / np.maximum(np.square(deviation), TINY)
     all_gain = float((weights * gain).sum() / weights.sum())
+    together = float(floor.gain_sum[0] * (1 + 1 / runs)) ** 0.5 / n  # noise that positions share does not average out
     ratio, freedom = moderated(over(floor.row_variance, floor.row_square), int(runs) - 1)
     off, row_deviation = moved.row - floor.row - all_gain * floor.row_true, ratio * np.sqrt(
         floor.row_square * (1 + 1 / runs))  # fmt: skip
@@ -195,7 +199,7 @@ def signed_of(moved: Moved, floor: Floor) -> Signed:
     bulk = float(np.median(over(np.abs(off), row_deviation))) / 0.6745  # of a normal distribution: the median of |z|
     independent = float(np.median(ratio))
     common = float(np.clip(bulk, 1.0, max(1.0, n**0.5 / independent))) if independent else 1.0
-    return Signed(gain, deviation, gain_freedom, all_gain, common * float(weights.sum()) ** -0.5,
+    return Signed(gain, deviation, gain_freedom, all_gain, max(common * float(weights.sum()) ** -0.5, together),
                   off / n, common * row_deviation / n, freedom, common)  # fmt: skip
 
 
