@@ -10,16 +10,15 @@ import typer
 
 from assay.benchmark import plot
 from assay.commands import options, tables
-from assay.commands.comparison import QUICK
 from assay.formats import InputError
 from assay.formats.errors import DIFFERENT
 from assay.formats.system.atomic_file import demand_free, replacing
 from assay.goldens import PROVEN
 from assay.judging.engines_under_test import UnderTest
 from assay.judging.proof import picture, report, results, score
+from assay.judging.samples import default_sample
 from assay.parity.mutants import CATALOGUE, smaller
 from assay.parity.mutants.record import ARITHMETICS, described
-from assay.parity.stages import MAX_TOKENS
 from assay.progress import bar
 
 TIERS = ("merge", "full")
@@ -88,9 +87,9 @@ def command(
     raise typer.Exit(DIFFERENT if alarms or fell else 0)
 
 
-def sample(judged: UnderTest) -> list[int]:
+def sample(judged: UnderTest, path: str) -> list[int]:
     """What ``assay parity`` reads where nothing is given."""
-    return judged.sample(QUICK, None, False, MAX_TOKENS)
+    return default_sample(judged, False, path)
 
 
 def listed(as_json: bool) -> None:

@@ -56,8 +56,9 @@ class Answer:
 
 NUMBERS = re.compile(r"-?\d[\d.e+-]*|\binf\b|\bnan\b")
 Gate = Callable[[UnderTest], Answer]
-Sample = Callable[[UnderTest], list[int]]
-"""The ids that ``assay parity`` reads where nothing is given. Raises SampleError if both sides do not read the same."""
+Sample = Callable[[UnderTest, str], list[int]]
+"""By path the ids that ``assay parity`` reads where nothing is given. Raises SampleError if both sides do not read the
+same."""
 
 
 def gates(sample: Sample, arith: str) -> dict[str, Gate]:
@@ -102,7 +103,7 @@ def second_reading(under_test: UnderTest) -> Answer:
 def parity(under_test: UnderTest, sample: Sample, path: str) -> Answer:
     """``assay parity``: stages, then tokens."""
     try:
-        ids = sample(under_test)
+        ids = sample(under_test, path)
     except SampleError:
         return Answer(OTHER_SAMPLE, ["the same sample"])
     found = judge_stages(under_test, ids, path, RUNS, quiet)
