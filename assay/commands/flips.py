@@ -81,8 +81,7 @@ def command(
     which --arith declares ggml or f32: what cannot be seen from outside. With --free the candidate's own generation
     after the prompt is compared with what the truth writes, too; after each difference it goes on from the truth's
     text. All logits and every row of the vocabulary are held against the same noisy runs. Exit code 0: the floor
-    explains flips and logits; 8: not so, or a second reader or a witness contradicts the truth; 10: no noise floor, or
-    a chat that the file leaves in doubt.
+    explains it all; 8: not so, or a second reader or a witness contradicts the truth; 10: no floor, or a chat in doubt.
     """
     demand_all_free(junit, force=force)
     with (other_samples_reported(junit, force=force),
@@ -101,11 +100,9 @@ def command(
     declared = judged.declared(1 if path == "decode" else len(sample))
     verdict = of_flips(counted, declared)
     cases = [token_case(verdict, flips_of(counted))]
-    if written is not None:
-        of_writing = of_flips(written, judged.declared(1))
+    if written is not None and (of_writing := of_flips(written, judged.declared(1))):
         cases.append(token_case(of_writing, writing_line(as_facts(judged, written)), "writing by itself"))
-        if verdict.green and not of_writing.green:
-            verdict = of_writing
+        verdict = verdict if of_writing.green or not verdict.green else of_writing
     verdict = outside.over(in_doubt(verdict, judged, chat or messages is not None))
     write_junit(junit, [*cases, *outside.cases()], judged, verdict, force=force)
     said = facts(judged, sample, positions, counted, written, verdict) | outside.facts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +88,8 @@ def command(
     the error that the declared arithmetic has anyway (the floor, from noisy runs of the oracle); of more than 128
     tokens in windows: at the beginning, around a boundary that the engine declares (a block of attention, a cache that
     grows), at the end. Then every token: how probable a flip was, and whether it came. With --dump no engine is run:
-    the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL, NOISE or DRIFT; 8: BUG, or REFERENCE-SUSPECT (its
-    noise, a second reader or a witness contradicts the oracle); 9: the two sides did not read the same; 10: no floor,
-    or a chat that the file leaves in doubt.
+    the oracle is fed with what was dumped. Exit code 0: BIT-EQUAL, NOISE or DRIFT; 8: BUG, or REFERENCE-SUSPECT (what
+    all rests on is contradicted); 9: the two sides did not read the same; 10: no floor, or a chat in doubt.
     """
     demand_all_free(report, junit, force=force)
     asked = (prompt, prompt_file, ids, messages, chat, path, model, engine, arith, cache_type)
@@ -111,9 +111,7 @@ def command(
         path = "dump" if judged.candidate.weights else UNNAMED
     counted = account(positions) if positions is not None else None
     verdict = outside.over(in_doubt(overall(found, counted), judged, chat or messages is not None))
-    if report is not None:
-        with replacing(report, force=force) as file:
-            file.write(as_page(judged, sample, found, positions, counted, verdict, outside).encode())
+    write_page(report, lambda: as_page(judged, sample, found, positions, counted, verdict, outside), force=force)
     write_junit(junit, [*cases(found, counted), *outside.cases()], judged, verdict, force=force)
     if as_json:
         said = facts(judged, found, counted, verdict, path) | outside.facts()
@@ -121,6 +119,13 @@ def command(
     else:
         show(judged, found, counted, verdict, path, outside)
     raise typer.Exit(exit_code(verdict))
+
+
+def write_page(path: Path | None, page: Callable[[], str], *, force: bool) -> None:
+    """The page, if one is asked for."""
+    if path is not None:
+        with replacing(path, force=force) as file:
+            file.write(page().encode())
 
 
 def overall(found: StageReport | None, counted: Account | None) -> Verdict:

@@ -50,8 +50,8 @@ def command(
 
     'assay parity --dump DIR' judges what is in one. A comparison is a measurement: two dumps have no floor, so it ends
     with 0 if all differences are finite, however large; 8 if something is a number in one only; 9 if the two did not
-    read the same. A folder of APRT files of another tool is compared, too, if --ids and -m say what it read with which
-    model. What llama-eval-callback prints, the edges of every stage, gets a verdict (0, 8), as far as it goes.
+    read the same. APRT files of another tool are compared, too, if --ids and -m say what it read with which model. What
+    llama-eval-callback prints, the edges of every stage, gets a verdict (0, 8), as far as it goes.
     """
     if compare is not None or eval_callback is not None:
         option = "--eval-callback" if compare is None else "--compare"
@@ -76,8 +76,7 @@ def command(
     if text is None:
         sample, literal = read_by(loaded, None, forced, chat), ()
     else:
-        rendered = rendered_by(loaded, text, chat)
-        loaded.file.check_text(rendered)
+        loaded.file.check_text(rendered := rendered_by(loaded, text, chat))
         sample, literal = encoded_by(loaded, rendered), rendered.literal
     loaded.file.check_ids(sample.ids)
     with (recording(out, sample, literal, loaded.fingerprint(), layout=layout, force=force) as tap,
