@@ -106,7 +106,7 @@ def test_the_merge_tier_has_every_family() -> None:
 
 def test_the_gates_are_those_of_the_commands() -> None:
     assert set(results.MERGE_GATES) <= set(gates(lambda judged, path: [1], "fast"))
-    assert set(gates(lambda judged, path: [1], "ggml")) < set(gates(lambda judged: [1], "fast"))
+    assert set(gates(lambda judged, path: [1], "ggml")) < set(gates(lambda judged, path: [1], "fast"))
 
 
 def test_the_limit_of_false_alarms_is_the_rule_of_three() -> None:
