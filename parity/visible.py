@@ -33,6 +33,7 @@ def visible(floor: Floor, truth: np.ndarray) -> Visible:
     floor has no such tests, it moves the magnitudes.
     """
     t = np.asarray(truth, np.float64).reshape(len(truth), -1)
+    t = np.where(np.isfinite(t), t, 0)  # of a dump: what it fed is what counts as true, and may be anything
     scale = np.sqrt(np.square(t).mean(1, keepdims=True))
     channels = np.sqrt(np.square(t / np.where(scale > 0, scale, 1)).mean(0))
     element = TOLERANCE_FACTOR * floor.peak

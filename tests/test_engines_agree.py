@@ -236,7 +236,7 @@ def test_text_is_the_same_on_odd_models(
     for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):  # drawn as well: greedy text may circle
         mine = reference.generate(oracle, [7], max_tokens=32, sampling=sampling)
         same_text(mine, accel.generate(fast(name), [7], max_tokens=32, sampling=sampling), oracle.file.config)
-    assert len(set(mine.ids)) > 16
+    assert len(set(mine.ids)) > 8  # a text, and not one token again and again
 
 
 @pytest.mark.parametrize("sampling", [
