@@ -195,6 +195,13 @@ class Walk:
             raise Untold
         self._say(str(value.dtype), value.shape, value.tobytes())
 
+    def signature(self, value: inspect.Signature) -> None:
+        """Parameters and their defaults. (As text, a default that is a function would have its address in it.)"""
+        self._say("signature", str(value.return_annotation))
+        for one in value.parameters.values():
+            self._say(one.name, str(one.kind), str(one.annotation))
+            self.visit(one.default)
+
     def pattern(self, value: re.Pattern[Any]) -> None:
         """A regular expression."""
         self._say(value.pattern, value.flags)
@@ -245,7 +252,7 @@ RULES: tuple[tuple[Any, Callable[[Walk, Any], None]], ...] = (
     ((np.ndarray, np.generic), Walk.array),
     (np.dtype, lambda walk, value: walk._say(str(value))),
     (re.Pattern, Walk.pattern),
-    (inspect.Signature, lambda walk, value: walk._say(str(value))),
+    (inspect.Signature, Walk.signature),
     ((set, frozenset), Walk.unordered),
     ((list, types.MappingProxyType, dict), lambda walk, value: walk.container(value)),
 )
