@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from assay.formats.contract.arguments import checked
-from assay.parity.coherence import Projections, projections
+from assay.parity.coherence import COARSE, Projections, projections
 from assay.parity.precision import float_step
 
 
@@ -33,7 +33,7 @@ class Distance(NamedTuple):
     n_bad: int
     """Elements of x that are NaN or infinite."""
     projections: Projections | None = None
-    """What of the error points one way; None where it is not finite."""
+    """What of the error points one way; None where it is not finite, or so small that its size says all."""
 
     def figures(self) -> dict[str, float]:
         """Everything that is one number, by name."""
@@ -52,8 +52,9 @@ def distance(found: np.ndarray, truth: np.ndarray) -> Distance:
     by_position = over(np.linalg.norm(d, axis=1), np.linalg.norm(t, axis=1))
     peaks = over(np.abs(d), np.sqrt(np.square(t).mean(1, keepdims=True)))
     position, rms = int(by_position.argmax()), float(np.sqrt(np.square(d).mean()))
+    relative = float(over(np.linalg.norm(d), np.linalg.norm(t)))
     return Distance(
-        relative_l2=float(over(np.linalg.norm(d), np.linalg.norm(t))),
+        relative_l2=relative,
         worst_position=float(by_position[position]),
         position=position,
         peak=float(peaks.max()),
@@ -63,7 +64,7 @@ def distance(found: np.ndarray, truth: np.ndarray) -> Distance:
         bias=float(d.mean() / rms) if rms else 0.0,
         max_ulp=float((np.abs(d) / np.maximum(float_step(23)(t), 2.0**-149)).max()),
         n_bad=0,
-        projections=projections(x, t),
+        projections=projections(x, t) if relative > COARSE / 8 else None,
     )
 
 
