@@ -27,7 +27,7 @@ SHORT = "def fib(n):\n    if n <"
 
 @pytest.mark.real
 @pytest.mark.parametrize(("arith", "path", "chat", "verdict"), [
-    ("f32", "prefill", False, Verdict.NOISE),
+    pytest.param("f32", "prefill", False, Verdict.NOISE, marks=pytest.mark.real_slow),
     ("fast", "prefill", True, Verdict.DRIFT),
     ("fast", "decode", False, Verdict.DRIFT),
 ])  # fmt: skip
@@ -72,7 +72,8 @@ def clean(judged: UnderTest, truth: stages.Activations) -> float:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", list(FAULTS)[::3])
+@pytest.mark.parametrize("name", [
+    *list(FAULTS)[3::8], *(pytest.param(name, marks=pytest.mark.real_slow) for name in list(FAULTS)[::3])])  # fmt: skip
 def test_a_planted_fault_is_named(name: str, judged: UnderTest, truth: stages.Activations, limits: NoiseFloor,
                                   clean: float) -> None:  # fmt: skip
     site, change = FAULTS[name]
