@@ -29,7 +29,9 @@ from numpy.typing import ArrayLike
 from assay.parity.limits import ERROR_RATE, INEXACT, freedom_of, moderated
 from assay.parity.precision import Key
 
-PATTERNS = ("gain", "channel_gain", "channel_mean", "position_gain", "position_mean")
+AXES = {"gain": None, "channel_gain": 0, "channel_mean": 0, "position_gain": 1, "position_mean": 1}
+"""Of each pattern the axis over which it adds up: positions, channels, or both."""
+PATTERNS = tuple(AXES)
 INEXACT_SIZE = 1.25
 """``limits.INEXACT`` for the size of an error, which noise hits better than its direction: right engines' were 0.89 to
 1.08 times as large as the noise's (their projections 0.5 to 1.6 times: ``docs/parity.md``)."""
@@ -70,20 +72,20 @@ def projections(found: np.ndarray, truth: np.ndarray) -> Projections:
     scale = np.sqrt(np.square(truth).mean(1, keepdims=True))
     scale[scale == 0] = 1
     e, t = (found - truth) / scale, truth / scale
-    along, squares, power = e * t, np.square(e), np.square(t)
+    kinds = {}  # what is added up, its squares and fourth powers, and the squares of the pattern
+    for kind, terms, power in (("gain", e * t, np.square(t)), ("mean", e, np.ones_like(e))):
+        squares = np.square(terms)
+        kinds[kind] = terms, squares, np.square(squares), power
     values, variances, fourth = {}, {}, {}
-    for pattern, axis in zip(PATTERNS, (None, 0, 0, 1, 1), strict=True):
-        number = e.size if axis is None else e.shape[axis]
-        if pattern.endswith("mean"):
-            values[pattern], variances[pattern] = e.mean(axis), squares.sum(axis) / number**2
-            fourth[pattern] = np.square(squares).sum(axis) / number**4
-        else:
-            norm = np.atleast_1d(np.sqrt(number * power.sum(axis)))
-            norm[norm == 0] = 1
-            values[pattern] = np.atleast_1d(along.sum(axis)) / norm
-            variances[pattern] = np.atleast_1d(np.square(along).sum(axis)) / norm**2
-            fourth[pattern] = np.atleast_1d(np.power(along, 4).sum(axis)) / norm**4
-    return Projections(float(np.sqrt(squares.mean())), **values, independent=variances, fourth=fourth)
+    for pattern, axis in AXES.items():
+        terms, squares, fourths, power = kinds[pattern.rpartition("_")[2]]
+        norm = np.atleast_1d(np.sqrt((e.size if axis is None else e.shape[axis]) * power.sum(axis)))
+        norm[norm == 0] = 1
+        values[pattern] = np.atleast_1d(terms.sum(axis)) / norm
+        variances[pattern] = np.atleast_1d(squares.sum(axis)) / norm**2
+        fourth[pattern] = np.atleast_1d(fourths.sum(axis)) / norm**4
+    size = float(np.sqrt(kinds["mean"][1].mean()))
+    return Projections(size, **values, independent=variances, fourth=fourth)
 
 
 class Spread(NamedTuple):

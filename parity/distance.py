@@ -64,6 +64,7 @@ def distance(found: np.ndarray, truth: np.ndarray) -> Distance:
         bias=float(d.mean() / rms) if rms else 0.0,
         max_ulp=float((np.abs(d) / np.maximum(float_step(23)(t), 2.0**-149)).max()),
         n_bad=0,
+        # Of a stage whose floor is coarse no run is as small as this: its error adds up too many roundings to vary so.
         projections=projections(x, t) if relative > COARSE / 8 else None,
     )
 

@@ -49,9 +49,10 @@ NoiseFloor = dict[Key, Floor]
 def floor_of(runs: Sequence[Mapping[Key, Distance]]) -> NoiseFloor:
     """The floor of every stage that each of ``runs`` shows."""
     largest = {key: [max(getattr(run[key], m) for run in runs) for m in MAGNITUDES] for key in runs[0]}
-    coarse = [key for key, limits in largest.items() if np.isfinite(limits).all() and limits[0] > COARSE
-              and all(averages(run[key].projections) for run in runs)]  # fmt: skip
-    spread = spreads([{key: some for key in coarse if averages(some := run[key].projections)} for run in runs])
+    shown = {key: [some for run in runs if averages(some := run[key].projections)] for key, limits in largest.items()
+             if np.isfinite(limits).all() and limits[0] > COARSE}  # fmt: skip
+    coarse = {key: found for key, found in shown.items() if len(found) == len(runs)}
+    spread = spreads([{key: found[i] for key, found in coarse.items()} for i in range(len(runs))])
     return {key: Floor(*limits, spread=spread.get(key)) for key, limits in largest.items()}
 
 
